@@ -1,0 +1,95 @@
+"""Durable publish/subscribe for gevent programs; channels are append-only files.
+
+``Messenger`` is where to begin. ``docs/`` explains what may be relied on.
+"""
+
+from keyop.config import (
+    AllowedPeer,
+    AuditConfig,
+    ClientConfig,
+    ClientHub,
+    Config,
+    DedupConfig,
+    FederationConfig,
+    HubConfig,
+    StorageConfig,
+    SubscribersConfig,
+    TLSConfig,
+    WebConfig,
+)
+from keyop.context import correlation_id, service_name
+from keyop.envelope import Message
+from keyop.errors import (
+    ConfigError,
+    ConnectionLostError,
+    CorruptRecordError,
+    EphemeralClosedError,
+    ForkedError,
+    HandshakeRejectedError,
+    InvalidChannelNameError,
+    InvalidSubscriberIdError,
+    KeyopError,
+    LogFailedError,
+    MessengerClosedError,
+    OffsetError,
+    PayloadError,
+    PayloadTypeAlreadyRegisteredError,
+    ProtocolError,
+    PublishTimeoutError,
+    RecordTooLargeError,
+    ReservedChannelNameError,
+    RetryLater,
+    StorageError,
+    SubscriberInUseError,
+    WrongThreadError,
+)
+from keyop.messenger import Messenger
+from keyop.stats import ChannelStats, Stats, SubscriberStats
+from keyop.subscriber import Subscription
+from keyop.version import __version__
+
+__all__ = [
+    "AllowedPeer",
+    "AuditConfig",
+    "ChannelStats",
+    "ClientConfig",
+    "ClientHub",
+    "Config",
+    "ConfigError",
+    "ConnectionLostError",
+    "CorruptRecordError",
+    "DedupConfig",
+    "EphemeralClosedError",
+    "FederationConfig",
+    "ForkedError",
+    "HandshakeRejectedError",
+    "HubConfig",
+    "InvalidChannelNameError",
+    "InvalidSubscriberIdError",
+    "KeyopError",
+    "LogFailedError",
+    "Message",
+    "Messenger",
+    "MessengerClosedError",
+    "OffsetError",
+    "PayloadError",
+    "PayloadTypeAlreadyRegisteredError",
+    "ProtocolError",
+    "PublishTimeoutError",
+    "RecordTooLargeError",
+    "ReservedChannelNameError",
+    "RetryLater",
+    "Stats",
+    "StorageConfig",
+    "StorageError",
+    "SubscriberInUseError",
+    "SubscriberStats",
+    "SubscribersConfig",
+    "Subscription",
+    "TLSConfig",
+    "WebConfig",
+    "WrongThreadError",
+    "__version__",
+    "correlation_id",
+    "service_name",
+]

@@ -1,0 +1,143 @@
+"""Which message ids a channel has seen lately.
+
+The log is the truth: a channel's window is filled from the tail of its log when it is first asked
+for, and follows the log from there, so that it holds what every process appended and survives a
+restart. Nothing is kept for channels that nobody asks about.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from contextlib import ExitStack
+from typing import Any
+
+from gevent.event import Event
+from gevent.lock import Semaphore
+
+from keyop.envelope import record_id
+from keyop.errors import PublishTimeoutError, StorageError
+from keyop.fs import FileSystem
+from keyop.pace import Pace
+from keyop.storage.cursor import Cursor, Lines
+from keyop.storage.segment import list_segments
+
+# At most so much of a log's tail is read to fill a window.
+TAIL_BYTES = 64 << 20
+# So many windows' worth of ids are kept over all channels; the channels least recently asked
+# about are forgotten first, and filled from their logs again when they are needed.
+_FULL_WINDOWS = 8
+
+
+class Window:
+    """The ids seen last in one channel, least recently used first."""
+
+    def __init__(self, fs: FileSystem, directory: str, size: int, max_line_bytes: int) -> None:
+        self._fs = fs
+        self._directory = directory
+        self._size = size
+        self._ids: OrderedDict[str, None] = OrderedDict()
+        self._cursor = Cursor(fs, directory, max_line_bytes)
+        self._filled = False
+        self._following: Any = Semaphore(1)
+        self.pending: dict[str, Event] = {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def contains(self, message_id: str) -> bool:
+        """Tell whether the id was seen; if so, it counts as used now.
+
+        Raises:
+            OSError: the log cannot be read.
+        """
+        with self._following:  # reading the tail lets others run
+            self._follow()
+        if message_id not in self._ids:
+            return False
+        self._ids.move_to_end(message_id)
+        return True
+
+    def claim(self, message_id: str, deadline: float | None, claims: ExitStack) -> bool:
+        """Return whether the id is new, and then make it the caller's to write.
+
+        Who comes second with an id that is being written waits for the outcome. The claim ends
+        with ``claims``; by then the record is in the log, or the id is free again.
+
+        Args:
+            deadline: in ``time.monotonic()`` seconds.
+
+        Raises:
+            PublishTimeoutError: the deadline passed while another greenlet wrote the id.
+            StorageError: the log cannot be read.
+        """
+        while True:
+            try:
+                if self.contains(message_id):
+                    return False
+            except OSError as error:
+                raise StorageError(f"{self._directory} cannot be read: {error}") from error
+            writing = self.pending.get(message_id)
+            if writing is None:
+                break
+            timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not writing.wait(timeout_s):
+                raise PublishTimeoutError(f"{message_id!r} is being written by another greenlet")
+        written = self.pending[message_id] = Event()
+
+        def end() -> None:
+            del self.pending[message_id]
+            written.set()
+
+        claims.callback(end)
+        return True
+
+    def _follow(self) -> None:
+        """Take in what was appended since the last look, by whichever process."""
+        if not self._filled:
+            segments = list_segments(self._fs, self._directory)
+            if not segments:
+                return
+            self._cursor.open(max(segments[0].start, segments[-1].end - TAIL_BYTES))
+            self._filled = True
+        pace = Pace()
+        try:
+            while (found := self._cursor.read(look_around=True)) is not None:
+                if isinstance(found, Lines):
+                    for line in found.lines:
+                        message_id = record_id(line)
+                        if message_id is not None:
+                            self._add(message_id)
+                pace.step()
+        finally:
+            self._cursor.close()
+
+    def _add(self, message_id: str) -> None:
+        self._ids[message_id] = None
+        self._ids.move_to_end(message_id)
+        if len(self._ids) > self._size:
+            self._ids.popitem(last=False)
+
+
+class Dedup:
+    """The windows of all channels of one messenger."""
+
+    def __init__(self, fs: FileSystem, size: int, max_line_bytes: int) -> None:
+        self._fs = fs
+        self._size = size
+        self._max_line_bytes = max_line_bytes
+        self._windows: OrderedDict[str, Window] = OrderedDict()
+
+    def window(self, directory: str) -> Window:
+        """Return the window of the channel in this directory."""
+        window = self._windows.get(directory)
+        if window is None:
+            window = Window(self._fs, directory, self._size, self._max_line_bytes)
+            self._windows[directory] = window
+        self._windows.move_to_end(directory)
+        while sum(map(len, self._windows.values())) > self._size * _FULL_WINDOWS:
+            oldest = next(iter(self._windows))
+            if oldest == directory or self._windows[oldest].pending:
+                break
+            del self._windows[oldest]
+        return window

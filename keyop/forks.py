@@ -1,0 +1,41 @@
+"""What must not survive a fork.
+
+Locks belong to an open file that parent and child share: a child that keeps the descriptor keeps
+the lock held after its parent has died, and one that unlocks it takes it from its parent. So in a
+forked child, every object entered here drops what it holds, before anything else runs.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+
+class DropsInChild(Protocol):
+    """Something that holds what a forked child must not keep."""
+
+    def drop_in_child(self) -> None:
+        """Close descriptors without unlocking, flushing or waiting."""
+
+
+_held: weakref.WeakSet[DropsInChild] = weakref.WeakSet()
+
+
+def drop_in_children(holder: DropsInChild) -> None:
+    """Have ``holder.drop_in_child()`` called in every child that is forked from now on."""
+    _held.add(holder)
+
+
+def keep_in_children(holder: DropsInChild) -> None:
+    """Undo :func:`drop_in_children`, once there is nothing left to drop."""
+    _held.discard(holder)
+
+
+def _in_child() -> None:
+    for holder in list(_held):
+        holder.drop_in_child()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)

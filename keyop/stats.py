@@ -1,0 +1,115 @@
+"""Figures of a messenger and its data directory, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from keyop.errors import OffsetError, StorageError
+from keyop.storage.offsets import read_all
+from keyop.storage.segment import list_segments
+from keyop.storage.store import Store
+from keyop.subscriber import Subscription
+
+
+@dataclass(frozen=True)
+class SubscriberStats:
+    """One subscriber. ``running`` and what follows speak of this messenger alone.
+
+    ``offset`` and ``lag_bytes`` are None where the position cannot be read.
+    """
+
+    subscriber_id: str
+    offset: int | None
+    lag_bytes: int | None
+    running: bool = False
+    delivered: int = 0
+    retries: int = 0
+    dead_letters: int = 0
+    corrupt: int = 0
+    expired: int = 0
+    dropped_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """One channel: from ``start_offset`` to ``end_offset``, in ``segments`` files."""
+
+    channel: str
+    start_offset: int
+    end_offset: int
+    disk_bytes: int
+    segments: int
+    failed: str | None
+    subscribers: tuple[SubscriberStats, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A messenger's figures at one moment; all sizes in bytes."""
+
+    instance_name: str
+    data_dir: str
+    channels: tuple[ChannelStats, ...]
+
+
+def collect_stats(store: Store, instance_name: str, running: Iterable[Subscription]) -> Stats:
+    """Look at the directory and at the running subscriptions.
+
+    Raises:
+        StorageError: the data directory cannot be read.
+    """
+    by_name = {(each.channel, each.subscriber_id): each for each in running if each.active}
+    failed = {log.channel: log.failure for log in store.logs()}
+    try:
+        channels = tuple(
+            _channel(store, channel, by_name, failed.get(channel)) for channel in store.channels()
+        )
+    except OSError as error:
+        raise StorageError(f"{store.data_dir} cannot be read: {error}") from error
+    return Stats(instance_name, store.data_dir, channels)
+
+
+def _channel(
+    store: Store,
+    channel: str,
+    running: dict[tuple[str, str], Subscription],
+    failed: str | None,
+) -> ChannelStats:
+    segments = list_segments(store.fs, store.channel_directory(channel))
+    end = segments[-1].end if segments else 0
+    return ChannelStats(
+        channel,
+        segments[0].start if segments else 0,
+        end,
+        sum(segment.size for segment in segments),
+        len(segments),
+        failed,
+        tuple(
+            _subscriber(subscriber_id, offset, end, running.get((channel, subscriber_id)))
+            for subscriber_id, offset in read_all(store.fs, store.offsets_directory(channel))
+        ),
+    )
+
+
+def _subscriber(
+    subscriber_id: str, offset: int | OffsetError, end: int, running: Subscription | None
+) -> SubscriberStats:
+    if isinstance(offset, OffsetError):
+        return SubscriberStats(subscriber_id, None, None)
+    lag = max(0, end - offset)
+    if running is None:
+        return SubscriberStats(subscriber_id, offset, lag)
+    done = running.counters
+    return SubscriberStats(
+        subscriber_id,
+        running.offset,
+        max(0, end - running.offset),
+        True,
+        done.delivered,
+        done.retries,
+        done.dead_letters,
+        done.corrupt,
+        done.expired,
+        done.dropped_bytes,
+    )

@@ -1,0 +1,130 @@
+"""The segment that takes appends: its descriptor, and the syncs that are under way on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gevent.event import Event
+
+from keyop.forks import drop_in_children, keep_in_children
+from keyop.fs import FileSystem
+from keyop.offload import Job, Offload
+from keyop.storage.recovery import Opened
+
+
+class Round:
+    """Those who wait for one and the same fsync. ``error`` says how it ended, if not well."""
+
+    __slots__ = ("error", "event")
+
+    def __init__(self) -> None:
+        self.event = Event()
+        self.error: Exception | None = None
+
+    def finish(self, error: Exception | None) -> None:
+        """Wake everybody in this round."""
+        self.error = error
+        self.event.set()
+
+
+class SyncFailedError(OSError):
+    """An fsync of records failed: what of them is on the disk is unknown."""
+
+
+class ActiveSegment:
+    """An open segment. The descriptor stays open until the last sync on it has returned."""
+
+    def __init__(
+        self, fs: FileSystem, opened: Opened, on_sync_failed: Callable[[Exception], None]
+    ) -> None:
+        self._fs = fs
+        self.fd, self.start, self.size = opened
+        # What the lock file says while this segment is the active one.
+        self.hint = b"%020d" % self.start
+        self.dirty = False
+        self._on_sync_failed = on_sync_failed
+        self._round: Round | None = None
+        self._syncs = 0
+        self._released = False
+        drop_in_children(self)
+
+    @property
+    def syncing(self) -> bool:
+        """Whether a sync is under way."""
+        return self._syncs > 0
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the next sync."""
+        return self._round is not None
+
+    def join_round(self) -> Round:
+        """Return the round whose sync will cover everything written so far."""
+        if self._round is None:
+            self._round = Round()
+        return self._round
+
+    def sync(self, offload: Offload) -> Job:
+        """Start a sync of everything written so far; its round is woken when it returns.
+
+        The outcome reaches the round and ``on_sync_failed`` also when the caller is killed.
+        """
+        return self.cover(offload.submit(self.fdatasync))
+
+    def fdatasync(self) -> None:
+        """Bring what was written to the disk; blocks the thread.
+
+        Raises:
+            SyncFailedError: it failed, and must not be tried again.
+        """
+        try:
+            self._fs.fdatasync(self.fd)
+        except OSError as error:
+            raise SyncFailedError(error.errno, error.strerror) from error
+
+    def cover(self, job: Job) -> Job:
+        """Count a job that begins with :meth:`fdatasync` as a sync of everything written so far.
+
+        To be called without a switch of greenlets since the submission, so that whoever joined
+        the round had written before the job began. An error of another kind than
+        ``SyncFailedError`` came after the sync.
+        """
+        covered, self._round = self._round, None
+        self.dirty = False
+        self._syncs += 1
+
+        def finished(job: Job) -> None:
+            self._syncs -= 1
+            failure = job.error if isinstance(job.error, SyncFailedError) else None
+            if failure is not None:
+                self._on_sync_failed(failure)
+            if covered is not None:
+                covered.finish(failure)
+            if self._released and not self._syncs:
+                self._close()
+
+        job.then(finished)
+        return job
+
+    def release(self) -> None:
+        """Close the descriptor, or have it closed when the last sync returns."""
+        self._released = True
+        if not self._syncs:
+            self._close()
+
+    def abandon_round(self, error: Exception) -> None:
+        """Wake those who wait for a sync that will not come."""
+        waiting, self._round = self._round, None
+        if waiting is not None:
+            waiting.finish(error)
+
+    def _close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            keep_in_children(self)
+            self._fs.close(fd)
+
+    def drop_in_child(self) -> None:
+        """Close the descriptor: the parent writes and syncs this segment."""
+        self._released = True
+        self._close()

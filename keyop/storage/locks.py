@@ -1,0 +1,204 @@
+"""``flock`` on lock files: a channel's lock, leases of subscribers, one holder of a role.
+
+A lock belongs to the open file, so several holders in one process exclude each other as well as
+several processes do. Lock files are never unlinked: two processes would hold two files of one name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import Any
+
+from gevent.lock import Semaphore
+
+from keyop.forks import drop_in_children, keep_in_children
+from keyop.fs import FILE_MODE, FileSystem
+from keyop.offload import Job, Offload
+
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+# A lock is held for microseconds, so a few tries usually do; each gives the holder a turn.
+_QUICK_TRIES = 20
+
+
+class LockTimeoutError(Exception):
+    """The deadline passed before the lock was free."""
+
+
+class FileLock:
+    """An exclusive lock on a file that is tried without waiting: a lease, or a role."""
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self._fs = fs
+        self.path = path
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd is not None
+
+    def try_acquire(self) -> bool:
+        """Take the lock if nobody has it; return whether it was taken.
+
+        Raises:
+            OSError: the lock file cannot be created or opened.
+        """
+        if self._fd is not None:
+            return True
+        fd = self._fs.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            self._fs.flock(fd, _TRY)
+        except BlockingIOError:
+            self._fs.close(fd)
+            return False
+        except BaseException:
+            self._fs.close(fd)
+            raise
+        self._fd = fd
+        drop_in_children(self)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            keep_in_children(self)
+            # Unlocked by hand, not by closing: a child in the middle of a fork may still have
+            # the descriptor, and would keep the lock with it.
+            self._fs.flock(fd, fcntl.LOCK_UN)
+            self._fs.close(fd)
+
+    def drop_in_child(self) -> None:
+        """Close the descriptor without unlocking: the lock is the parent's."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+class ChannelLock:
+    """The lock of one channel, held for one append, one roll or one recovery.
+
+    Greenlets of this process queue on a semaphore, because to ``flock`` they are one holder.
+    Waiting for another process goes through a thread. ``hint`` is the file's first 20 bytes.
+    """
+
+    def __init__(self, fs: FileSystem, path: str, offload: Offload) -> None:
+        self._fs = fs
+        self.path = path
+        self._offload = offload
+        self._mutex: Any = Semaphore(1)
+        self._flock = fs.flock
+        self.fd: int = -1
+        self._close_when_free = False
+
+    def open(self) -> None:
+        """Open the lock file, creating it where it is missing.
+
+        Raises:
+            OSError: it cannot be opened or created.
+        """
+        if self.fd < 0:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self.fd = self._fs.open(self.path, flags, FILE_MODE)
+            drop_in_children(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a greenlet of this process holds the lock or waits for it."""
+        return bool(self._mutex.locked())
+
+    def acquire(self, deadline: float | None = None) -> None:
+        """Take the lock, waiting for whoever has it; other greenlets run meanwhile.
+
+        Args:
+            deadline: in ``time.monotonic()`` seconds.
+
+        Raises:
+            LockTimeoutError: the deadline passed; the lock is not held.
+            OSError: the lock file cannot be locked.
+        """
+        if not self._mutex.acquire(blocking=False):
+            timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._mutex.acquire(timeout=timeout_s):
+                raise LockTimeoutError
+        try:
+            self._flock(self.fd, _TRY)
+        except BlockingIOError:
+            self._acquire_slowly(deadline)
+        except BaseException:
+            self._mutex.release()
+            raise
+
+    def _acquire_slowly(self, deadline: float | None) -> None:
+        job: Job | None = None
+        try:
+            for _ in range(_QUICK_TRIES):
+                os.sched_yield()
+                try:
+                    return self._flock(self.fd, _TRY)
+                except BlockingIOError:
+                    pass
+            # The kernel queues those who block, so a tight loop elsewhere cannot starve this one.
+            job = self._offload.submit(self._flock, self.fd, fcntl.LOCK_EX)
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not job.wait(remaining):
+                raise LockTimeoutError
+            if job.error is not None:
+                raise job.error
+        except BaseException:  # a killed greenlet too must not leave a thread that takes the lock
+            if job is None or job.done:
+                if job is not None and job.error is None:
+                    self._flock(self.fd, fcntl.LOCK_UN)
+                self._mutex.release()
+            else:
+                job.then(self._give_back)
+            raise
+
+    def _give_back(self, job: Job) -> None:
+        """Whoever waited has gone; its thread got the lock now."""
+        if self.fd >= 0:
+            if job.error is None:
+                self._flock(self.fd, fcntl.LOCK_UN)
+            self._mutex.release()
+            if self._close_when_free:
+                self.close()
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self.fd >= 0:
+            self._flock(self.fd, fcntl.LOCK_UN)
+        self._mutex.release()
+        if self._close_when_free:
+            self.close()
+
+    def read_hint(self) -> bytes:
+        """Return the 20 digits that name the active segment, or what stands there."""
+        return self._fs.pread(self.fd, 20, 0)
+
+    def write_hint(self, start: int) -> None:
+        """Tell every process which segment is active.
+
+        Raises:
+            OSError: the hint may not have been written.
+        """
+        self._fs.pwrite(self.fd, b"%020d" % start, 0)
+
+    def close(self) -> None:
+        """Close the lock file; while a thread still waits for the lock, as soon as it returns."""
+        if self.fd < 0:
+            return
+        if self._mutex.locked():
+            self._close_when_free = True
+            return
+        fd, self.fd = self.fd, -1
+        self._close_when_free = False
+        keep_in_children(self)
+        self._fs.close(fd)
+
+    def drop_in_child(self) -> None:
+        """Close the descriptor without unlocking: the lock is the parent's."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,589 @@
+"""A channel's log, for writing: append, roll, fail-stop, group commit.
+
+Any number of processes may append to one channel; each append happens under the channel's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import gevent
+from gevent.event import Event
+
+from keyop.errors import (
+    LogFailedError,
+    MessengerClosedError,
+    PublishTimeoutError,
+    StorageError,
+)
+from keyop.fs import NO_ROOM, FileSystem
+from keyop.offload import Job, Offload
+from keyop.storage.active import ActiveSegment, Round, SyncFailedError
+from keyop.storage.locks import ChannelLock, LockTimeoutError
+from keyop.storage.readers import Readers
+from keyop.storage.recovery import Opened, open_segment, recover, start_after_failure
+from keyop.storage.segment import OFFSET_DIGITS, segment_path
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LOCK_NAME = ".lock"
+# How often a publisher that waits for room on the disk tries again.
+_ROOM_POLL_S = 0.1
+
+
+class LogOptions(NamedTuple):
+    """How a log writes. ``segment_bytes`` is the size at which a segment is rolled."""
+
+    segment_bytes: int
+    sync_policy: str = "periodic"
+
+    @property
+    def durable(self) -> bool:
+        """Whether anything has to reach the disk at all."""
+        return self.sync_policy != "none"
+
+
+class LogThreads(NamedTuple):
+    """Threads for what blocks. Waiting for a lock never keeps an fsync waiting."""
+
+    files: Offload
+    locks: Offload
+
+
+class Closing(NamedTuple):
+    """How a messenger ends: first nobody waits for a full disk any more, then nobody writes."""
+
+    waits: Event
+    writes: Event
+
+
+class Log:
+    """The writing side of one channel. Opened by its first use, closed by its owner."""
+
+    def __init__(
+        self,
+        channel: str,
+        directory: str,
+        offsets_directory: str,
+        options: LogOptions,
+        fs: FileSystem,
+        threads: LogThreads,
+        closing: Closing,
+    ) -> None:
+        self.channel = channel
+        self.directory = directory
+        self.offsets_directory = offsets_directory
+        self.readers = Readers()
+        self.used = False
+        self._options = options
+        self._segment_bytes = options.segment_bytes
+        self._always = options.sync_policy == "always"
+        self._fs = fs
+        self._write, self._lseek, self._pread = fs.write, fs.lseek, fs.pread
+        self._files = threads.files
+        self._lock = ChannelLock(fs, f"{directory}/{LOCK_NAME}", threads.locks)
+        self._closing = closing
+        self._segment: ActiveSegment | None = None
+        self._failure: str | None = None
+        self._failed_start = -1
+        self._wanted = Event()
+        self._greenlets: dict[str, gevent.Greenlet[[], None]] = {}
+
+    # -- what it is
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds descriptors."""
+        return self._segment is not None
+
+    @property
+    def failure(self) -> str | None:
+        """Why the log takes no more records, or None."""
+        return self._failure
+
+    @property
+    def end(self) -> int:
+        """The offset one past the last byte of the active segment, as this process last saw it."""
+        segment = self._segment
+        return segment.start + segment.size if segment is not None else 0
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether bytes were written that no sync under way covers."""
+        return self._segment is not None and self._segment.dirty
+
+    # -- opening
+
+    def open(self, deadline: float | None = None) -> None:
+        """Open the channel, creating it where it is missing, and recover it.
+
+        Raises:
+            StorageError: it cannot be opened, or two segments overlap.
+            PublishTimeoutError: the deadline passed while another process held the lock.
+        """
+        while self._segment is None:
+            self._acquire(deadline, 0)
+            if self._segment is None:
+                self._finish(self._start_recovery(), deadline, 0)
+            else:
+                self._lock.release()
+
+    def run_locked(
+        self,
+        function: Callable[[], T],
+        undo: Callable[[T], None],
+        deadline: float | None = None,
+    ) -> T:
+        """Return ``function()``, called in a thread while this channel's lock is held.
+
+        Args:
+            undo: called with the function's value if the caller was killed while waiting for it.
+
+        Raises:
+            StorageError: the lock file cannot be opened or locked.
+            PublishTimeoutError: the deadline passed while another process held the lock.
+            Exception: as the function did.
+        """
+        self._acquire(deadline, 0)
+        job = self._submit(function)
+        job.then(lambda _: self._lock.release())
+        try:
+            job.wait()
+        except BaseException:
+            job.then(lambda job: undo(job.value) if job.error is None else None)
+            raise
+        if job.error is not None:
+            raise job.error
+        value: T = job.value
+        return value
+
+    # -- appending
+
+    def append(self, data: bytes, deadline: float | None = None) -> int:
+        """Append records, as one unit where one segment takes them; return the new end offset.
+
+        One write, one fsync and one wake-up of the readers serve them all, and only the calling
+        greenlet waits. Records of others may come between two parts if a roll or a full disk
+        divides them; their own order stays, without gaps.
+
+        Args:
+            data: encoded records, each one line with its newline.
+            deadline: in ``time.monotonic()`` seconds.
+
+        Returns:
+            Global byte offset one past the last record. It never decreases, not even when
+            retention deletes segments.
+
+        Raises:
+            LogFailedError: a write or fsync failed and the tail on disk is unknown; the log
+                refuses appends until it is reopened. The records may still be delivered.
+            PublishTimeoutError, MessengerClosedError: ``written`` says how many records are in
+                the log.
+            StorageError: the file system refused; the records that do not fit the log any more
+                were cut back.
+
+        Source: format.md, "Opening a log"; fsync rule after Rebello et al., "Can Applications
+        Recover from fsync Failures?", ATC 2020.
+        """
+        if self._failure is not None:
+            raise LogFailedError(self._failure)
+        size = len(data)
+        done = 0
+        rounds: list[Round] = []
+        while True:
+            self._acquire(deadline, done and data.count(b"\n", 0, done))
+            segment = self._segment
+            # A file that another process rolled or appended to looks different; so does one
+            # that is not open.
+            if (
+                segment is None
+                or self._pread(self._lock.fd, OFFSET_DIGITS, 0) != segment.hint
+                or self._lseek(segment.fd, 0, os.SEEK_END) != segment.size
+                or (segment.size + size - done > self._segment_bytes and segment.size)
+                or size > self._segment_bytes
+            ):
+                fits = self._prepare(data, done, deadline)
+                if not fits:
+                    continue
+                segment = self._segment
+                assert segment is not None
+            else:
+                fits = size - done
+            error: OSError | None = None
+            try:
+                part = data if fits == size else memoryview(data)[done : done + fits]
+                written = self._write(segment.fd, part)
+            except OSError as reason:
+                written, error = 0, reason
+            if written != fits:
+                written, error = self._cut_back(segment, data, done, fits, written, error)
+            segment.size += written
+            segment.dirty = True
+            if self._always and written:
+                awaited = segment.join_round()
+                if awaited not in rounds:
+                    rounds.append(awaited)
+                self._wanted.set()
+            end = segment.start + segment.size
+            self._lock.release()
+            done += written
+            self.used = True
+            if self.readers.events and written:
+                self.readers.wake()
+            if done == size:
+                break
+            if error is not None:
+                self._wait_after(error, deadline, data.count(b"\n", 0, done))
+        for awaited in rounds:
+            self._await(awaited, deadline, data.count(b"\n"))
+        return end
+
+    def _acquire(self, deadline: float | None, written: int) -> None:
+        try:
+            if self._lock.fd < 0:
+                self._make_directory()
+                self._lock.open()
+            self._lock.acquire(deadline)
+        except LockTimeoutError:
+            raise PublishTimeoutError(
+                f"{self.channel}: another process held the channel's lock until the timeout",
+                written,
+            ) from None
+        except OSError as error:
+            raise self._refused(error, "opened") from error
+        if self._closing.writes.is_set():
+            self._lock.release()
+            raise MessengerClosedError(f"{self.channel}: the messenger was closed", written)
+        if self._failure is not None:
+            self._lock.release()
+            raise LogFailedError(self._failure)
+
+    def _prepare(self, data: bytes, done: int, deadline: float | None) -> int:
+        """Make the active segment ready, under the lock.
+
+        Returns:
+            How many bytes from ``done`` on fit into it: whole records. 0 if the lock had to be
+            given away for that, so that the caller starts again.
+        """
+        count = done and data.count(b"\n", 0, done)
+        segment = self._segment
+        try:
+            job = None
+            if segment is None:
+                job = self._start_recovery()
+            elif (hint := self._lock.read_hint()) != segment.hint:
+                job = self._start_following(hint)
+            else:
+                size = self._lseek(segment.fd, 0, os.SEEK_END)
+                if size != segment.size:
+                    if size < segment.size or self._pread(segment.fd, 1, size - 1) != b"\n":
+                        job = self._start_recovery()
+                    else:
+                        segment.size = size
+            if job is None:
+                assert segment is not None
+                fits = self._fitting(data, done, self._segment_bytes - segment.size)
+                if fits:
+                    return fits
+                if not segment.size:  # a record above the limit gets a segment of its own
+                    return data.index(b"\n", done) + 1 - done
+                job = self._start_roll(segment)
+        except OSError as error:
+            self._lock.release()
+            raise self._refused(error, "prepared") from error
+        self._finish(job, deadline, count)
+        return 0
+
+    @staticmethod
+    def _fitting(data: bytes, done: int, room: int) -> int:
+        if len(data) - done <= room:
+            return len(data) - done
+        return max(0, data.rfind(b"\n", done, done + max(0, room)) + 1 - done)
+
+    def _cut_back(
+        self,
+        segment: ActiveSegment,
+        data: bytes,
+        done: int,
+        fits: int,
+        written: int,
+        error: OSError | None,
+    ) -> tuple[int, OSError | None]:
+        """After a write that ended early: go on, or cut the part of a record off again.
+
+        Returns:
+            How many bytes of whole records stay in the segment, and what went wrong.
+        """
+        view = memoryview(data)[done : done + fits]
+        while error is None and written < fits:
+            try:
+                written += self._write(segment.fd, view[written:])
+            except OSError as reason:
+                error = reason
+        if error is not None:
+            whole = data.rfind(b"\n", done, done + written) + 1 - done if written else 0
+            whole = max(0, whole)
+            try:
+                if self._lseek(segment.fd, 0, os.SEEK_END) != segment.size + whole:
+                    self._fs.ftruncate(segment.fd, segment.size + whole)
+            except OSError as reason:
+                self._fail(reason, "part of a record could not be cut off again")
+            written = whole
+        return written, error
+
+    def _wait_after(self, error: OSError, deadline: float | None, written: int) -> None:
+        """Wait for room after a write that found none; raise for any other error."""
+        if self._failure is not None:
+            raise LogFailedError(self._failure) from error
+        if error.errno not in NO_ROOM:
+            raise self._refused(error, "written to") from error
+        wait_s = _ROOM_POLL_S
+        if deadline is not None:
+            wait_s = min(wait_s, deadline - time.monotonic())
+            if wait_s <= 0:
+                raise PublishTimeoutError(
+                    f"{self.channel}: no room on the disk of {self.directory} within the timeout",
+                    written,
+                ) from error
+        logger.debug("%s: no room on the disk, waiting", self.channel)
+        if self._closing.waits.wait(wait_s):
+            raise MessengerClosedError(
+                f"{self.channel}: the messenger was closed while the disk was full", written
+            ) from error
+
+    def _await(self, awaited: Round, deadline: float | None, written: int) -> None:
+        leader = self._greenlets.get("leader")
+        if leader is None or leader.dead:
+            self._spawn("leader", self._lead)
+        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not awaited.event.wait(timeout_s):
+            raise PublishTimeoutError(
+                f"{self.channel}: written, but not confirmed by the disk within the timeout",
+                written,
+            )
+        if awaited.error is not None:
+            if isinstance(awaited.error, MessengerClosedError):
+                raise MessengerClosedError(str(awaited.error), written)
+            raise LogFailedError(self._failure or str(awaited.error))
+
+    # -- changing segments: file operations in a thread that the lock is handed to
+
+    def _hand_over(self, segment: ActiveSegment | None, job: Job) -> Job:
+        """Let the job hold the lock: whatever becomes of the caller, its result is taken in."""
+
+        def finished(job: Job) -> None:
+            try:
+                if job.error is None and self._closing.writes.is_set():
+                    self._fs.close(job.value.fd)
+                elif job.error is None:
+                    self._segment = ActiveSegment(self._fs, job.value, self._sync_failed)
+                    if segment is not None:
+                        segment.release()
+            finally:
+                self._lock.release()
+
+        job.then(finished)
+        return job
+
+    def _submit(self, function: Callable[..., object], *args: object) -> Job:
+        try:
+            return self._files.submit(function, *args)
+        except BaseException:  # killed while every thread was busy: nothing holds the lock
+            self._lock.release()
+            raise
+
+    def _finish(self, job: Job, deadline: float | None, written: int) -> None:
+        """Wait for a job that holds the lock.
+
+        Raises:
+            StorageError: it failed for another reason than a full disk.
+        """
+        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not job.wait(timeout_s):
+            raise PublishTimeoutError(
+                f"{self.channel}: the segment could not be made ready within the timeout", written
+            )
+        if isinstance(job.error, SyncFailedError):
+            raise LogFailedError(self._failure or str(job.error)) from job.error
+        if isinstance(job.error, OSError):
+            self._wait_after(job.error, deadline, written)
+        elif job.error is not None:
+            raise job.error
+
+    def _start_recovery(self) -> Job:
+        old = self._segment
+        self._settle(old)
+
+        def open_log() -> Opened:
+            opened = recover(
+                self._fs, self.directory, self.offsets_directory, self._options.durable
+            )
+            return self._announce(opened)
+
+        return self._hand_over(old, self._submit(open_log))
+
+    def _start_following(self, hint: bytes) -> Job:
+        """Go over to the segment that another process has begun."""
+        old = self._segment
+        assert old is not None
+        if not hint.isdigit() or int(hint) < old.start:
+            return self._start_recovery()
+        self._settle(old)
+        args = (self._fs, self.directory, int(hint), self._options.durable)
+        return self._hand_over(old, self._submit(open_segment, *args))
+
+    def _start_roll(self, old: ActiveSegment) -> Job:
+        """Seal the active segment, synced, and begin the next one."""
+
+        def roll() -> Opened:
+            old.fdatasync()
+            start = old.start + old.size
+            self._lock.write_hint(start)
+            return open_segment(self._fs, self.directory, start, self._options.durable)
+
+        return self._hand_over(old, old.cover(self._submit(roll)))
+
+    def _announce(self, opened: Opened) -> Opened:
+        """Write the listed segment into the lock file, so that nobody follows a stale one."""
+        try:
+            if self._lock.read_hint() != b"%020d" % opened.start:
+                self._lock.write_hint(opened.start)
+        except BaseException:
+            self._fs.close(opened.fd)
+            raise
+        return opened
+
+    def _settle(self, segment: ActiveSegment | None) -> None:
+        """Sync what was written to a segment that is being left."""
+        if segment is not None and segment.dirty and self._options.durable:
+            try:
+                segment.sync(self._files)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _make_directory(self) -> None:
+        for path in (self.directory, self.offsets_directory):
+            self._fs.make_dirs(path, self._options.durable)
+
+    def _refused(self, error: OSError, what: str) -> StorageError:
+        path = error.filename or self.directory
+        return StorageError(f"channel {self.channel} cannot be {what}: {path}: {error.strerror}")
+
+    # -- syncing
+
+    def sync(self) -> Job | None:
+        """Start bringing what was written to the disk; None if there is nothing to do."""
+        segment = self._segment
+        if segment is None or not segment.dirty or self._failure is not None:
+            return None
+        return segment.sync(self._files)
+
+    def _lead(self) -> None:
+        """Sync for those who wait: one fdatasync for all that have come during the last one."""
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            segment = self._segment
+            if segment is not None and segment.awaited and self._failure is None:
+                segment.sync(self._files).wait()
+
+    def _sync_failed(self, error: Exception) -> None:
+        self._fail(error, "fsync failed")
+
+    def _fail(self, error: Exception, what: str) -> None:
+        if self._failure is not None:
+            return
+        segment = self._segment
+        self._failed_start = segment.start if segment is not None else -1
+        self._failure = (
+            f"channel {self.channel} takes no more records: {what} ({error}), so what of its tail "
+            f"is on the disk is unknown. When the disk is well, Messenger.reopen({self.channel!r}) "
+            "goes on in a new segment"
+        )
+        logger.critical("%s", self._failure)
+        if segment is not None:
+            segment.abandon_round(LogFailedError(self._failure))
+        self._spawn("sealer", self._leave_failed_segment)
+
+    def _leave_failed_segment(self) -> None:
+        """Have other processes go on in a new segment at once; this one waits for reopen."""
+        try:
+            self._lock.acquire()
+        except OSError as error:
+            logger.error("%s: cannot be locked after its failure: %s", self.channel, error)
+            return
+        job = self._hand_over(self._segment, self._submit(self._begin_after_failure))
+        job.wait()
+        if job.error is not None:
+            logger.error("%s: no new segment after the failure: %s", self.channel, job.error)
+
+    def _begin_after_failure(self) -> Opened:
+        return self._announce(
+            start_after_failure(self._fs, self.directory, self._failed_start, self._options.durable)
+        )
+
+    def reopen(self, deadline: float | None = None) -> None:
+        """Take records again after a failure, in a new segment; nothing to do without one.
+
+        Raises:
+            StorageError: the new segment cannot be made; the log stays failed.
+            PublishTimeoutError: the deadline passed.
+        """
+        if self._failure is None:
+            return
+        sealer = self._greenlets.pop("sealer", None)
+        if sealer is not None:
+            sealer.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        segment = self._segment
+        if segment is None or segment.start == self._failed_start:
+            try:
+                self._lock.acquire(deadline)
+            except LockTimeoutError:
+                raise PublishTimeoutError(f"{self.channel}: locked until the timeout") from None
+            job = self._hand_over(segment, self._submit(self._begin_after_failure))
+            if not job.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                raise PublishTimeoutError(f"{self.channel}: not reopened within the timeout")
+            if isinstance(job.error, OSError):
+                raise self._refused(job.error, "reopened") from job.error
+            if job.error is not None:
+                raise job.error
+        self._failure = None
+
+    # -- closing
+
+    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+        greenlet = gevent.spawn(run)
+        greenlet.name = f"keyop-{name}-{self.channel}"
+        self._greenlets[name] = greenlet
+
+    def close(self) -> None:
+        """Give descriptors back. What still waits for a sync learns that it will not come.
+
+        A sync or a lock that hangs keeps its own descriptor until it returns. The log may be
+        used again, which opens it.
+        """
+        gevent.killall(list(self._greenlets.values()), block=False)
+        self._greenlets.clear()
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.abandon_round(MessengerClosedError(f"{self.channel}: the messenger was closed"))
+            segment.release()
+        self._lock.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way, so that closing disturbs nobody."""
+        segment = self._segment
+        return not self._lock.busy and (
+            segment is None or not (segment.dirty or segment.syncing or segment.awaited)
+        )
+
+    def path(self) -> str:
+        """Return the path of the active segment."""
+        return segment_path(self.directory, self._segment.start if self._segment else 0)

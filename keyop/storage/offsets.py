@@ -1,0 +1,183 @@
+"""A durable position: the next byte to read, in one small file for each subscriber.
+
+The file holds a decimal number and a newline. It is made by tmp + rename, zero-padded to 20
+digits, and from then on rewritten in place: 21 bytes in one sector.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+
+from keyop.errors import OffsetError
+from keyop.forks import drop_in_children, keep_in_children
+from keyop.fs import FileSystem
+from keyop.offload import Job, Offload
+from keyop.storage.segment import OFFSET_DIGITS
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".offset"
+LEASE_SUFFIX = ".lock"
+_FILE_BYTES = OFFSET_DIGITS + 1
+_CONTENT = re.compile(rb"([0-9]{1,20})\n?")
+_READS = 8
+
+
+def offset_path(directory: str, subscriber_id: str) -> str:
+    """Return the path of a subscriber's position below ``subscribers/{channel}``."""
+    return f"{directory}/{subscriber_id}{SUFFIX}"
+
+
+def lease_path(directory: str, subscriber_id: str) -> str:
+    """Return the path of the lock file that says who runs this subscriber."""
+    return f"{directory}/{subscriber_id}{LEASE_SUFFIX}"
+
+
+def list_ids(fs: FileSystem, directory: str) -> list[str]:
+    """Return the ids that have a position in this directory, in order; none if it is missing.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    try:
+        names = fs.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted(name[: -len(SUFFIX)] for name in names if name.endswith(SUFFIX))
+
+
+def _parse(content: bytes, path: str) -> int:
+    match = _CONTENT.fullmatch(content)
+    if match is None:
+        what = "is empty" if not content else f"holds {content[:40]!r}, which is not a number"
+        raise OffsetError(
+            f"{path} {what}, so the subscriber's position is unknown. Run 'keyop check --repair', "
+            "which moves it to the earliest record (messages come again, none is lost), or write "
+            "the offset into it by hand"
+        )
+    return int(match[1])
+
+
+def read_offset(fs: FileSystem, path: str) -> int | None:
+    """Return the position in a file that another process may be rewriting; None if missing.
+
+    It is read until two reads agree; if they never do, the lowest counts.
+
+    Raises:
+        OffsetError: the file is empty or does not hold a number; it was not changed.
+        OSError: it cannot be read.
+    """
+    seen: list[bytes] = []
+    for _ in range(_READS):
+        try:
+            content = fs.read_file(path, _FILE_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        if seen and content == seen[-1]:
+            return _parse(content, path)
+        seen.append(content)
+    return min(_parse(content, path) for content in seen)
+
+
+def write_offset(fs: FileSystem, path: str, offset: int, durable: bool = True) -> None:
+    """Put a position in place, whole or not at all, by tmp + fsync + rename.
+
+    Raises:
+        OSError: as :meth:`FileSystem.replace_file`.
+    """
+    fs.replace_file(path, b"%020d\n" % offset, durable)
+
+
+class OffsetFile:
+    """The position of a running subscriber, held open. Only the lease's holder has one."""
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self._fs = fs
+        self._pwrite = fs.pwrite
+        self.path = path
+        self._fd = -1
+        self._sync: Job | None = None
+        self.dirty = False
+
+    def open(self) -> int | None:
+        """Open the file and return the position; None, and nothing opened, if it is missing.
+
+        A file of another length (v0.11.0 does not pad) is replaced by one that can be rewritten
+        in place.
+
+        Raises:
+            OffsetError: the file is empty or does not hold a number; it was not changed.
+            OSError: it cannot be read or replaced.
+        """
+        offset = read_offset(self._fs, self.path)
+        if offset is None:
+            return None
+        if self._fs.stat(self.path).st_size != _FILE_BYTES:
+            write_offset(self._fs, self.path, offset)
+        self._fd = self._fs.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        drop_in_children(self)
+        return offset
+
+    def save(self, offset: int) -> None:
+        """Rewrite the position in place; one system call, not yet on the disk.
+
+        Does nothing once the file is closed.
+
+        Raises:
+            OSError: the old position is still there.
+        """
+        if self._fd >= 0:
+            self._pwrite(self._fd, b"%020d\n" % offset, 0)
+            self.dirty = True
+
+    def sync(self, offload: Offload) -> Job | None:
+        """Start bringing the position to the disk; None if it is there.
+
+        If that fails, which position is on the disk is unknown; an older one is possible.
+        """
+        if self._fd < 0 or not self.dirty or (self._sync is not None and not self._sync.done):
+            return None
+        self.dirty = False
+        self._sync = offload.submit(self._fs.fdatasync, self._fd)
+        self._sync.then(self._report)
+        return self._sync
+
+    def _report(self, job: Job) -> None:
+        if job.error is not None:
+            logger.error("%s may be older on the disk than in memory: %s", self.path, job.error)
+
+    def close(self) -> None:
+        """Close the file, or have it closed when a sync returns. What was saved survives."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        keep_in_children(self)
+        if self._sync is not None and not self._sync.done:
+            self._sync.then(lambda _: self._fs.close(fd))
+        else:
+            self._fs.close(fd)
+
+    def drop_in_child(self) -> None:
+        """Close the descriptor: the position is the parent's to save."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def read_all(fs: FileSystem, directory: str) -> Iterator[tuple[str, int | OffsetError]]:
+    """Yield each id with its position, or with what is wrong with its file.
+
+    Raises:
+        OSError: the directory or a file cannot be read.
+    """
+    for subscriber_id in list_ids(fs, directory):
+        try:
+            offset = read_offset(fs, offset_path(directory, subscriber_id))
+        except OffsetError as error:
+            yield subscriber_id, error
+            continue
+        if offset is not None:
+            yield subscriber_id, offset

@@ -1,0 +1,161 @@
+"""Opening a channel's directory: whatever a crash left is put in order before the first append.
+
+Everything here runs under the channel's lock and may take long, so callers run it in a thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from typing import NamedTuple
+
+from keyop.errors import OffsetError
+from keyop.fs import FILE_MODE, FileSystem
+from keyop.storage.locks import FileLock
+from keyop.storage.offsets import lease_path, offset_path, read_all, write_offset
+from keyop.storage.segment import (
+    Segment,
+    list_segments,
+    refuse_overlap,
+    segment_name,
+    segment_path,
+    set_torn_tail_aside,
+    whole_size,
+)
+
+logger = logging.getLogger(__name__)
+
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+
+
+class Opened(NamedTuple):
+    """The active segment: an open descriptor that the caller owns, first offset and size."""
+
+    fd: int
+    start: int
+    size: int
+
+
+def recover(fs: FileSystem, directory: str, offsets_directory: str, durable: bool) -> Opened:
+    """Open a channel's active segment, mending what a dead process left.
+
+    Creates the first segment of a new channel, cuts a torn tail and clamps positions that lie
+    past the end. Whole lines are never cut.
+
+    Args:
+        durable: whether directory entries found or made must survive a power cut.
+
+    Raises:
+        StorageError: two segments overlap; nothing was changed.
+        OSError: the directory or a file cannot be read or mended.
+
+    Source: docs/format.md, "Opening a log".
+    """
+    segments = list_segments(fs, directory)
+    refuse_overlap(segments, directory)
+    _report_gaps(segments, directory)
+    start = segments[-1].start if segments else 0
+    opened = open_segment(fs, directory, start, durable)
+    try:
+        clamp_offsets(fs, offsets_directory, start + opened.size)
+    except BaseException:
+        fs.close(opened.fd)
+        raise
+    return opened
+
+
+def open_segment(fs: FileSystem, directory: str, start: int, durable: bool) -> Opened:
+    """Open a segment for appending, create it where it is missing, cut a torn tail.
+
+    The directory is synced even if the segment was there: whoever created it may have died
+    between the two.
+
+    Raises:
+        OSError: it cannot be opened, created or mended.
+    """
+    path = segment_path(directory, start)
+    fd = fs.open(path, _APPEND | os.O_CREAT, FILE_MODE)
+    try:
+        if durable:
+            fs.fsync_dir(directory)
+        size = fs.lseek(fd, 0, os.SEEK_END)
+        whole = whole_size(fs, fd, size)
+        if whole != size:
+            torn = set_torn_tail_aside(fs, directory, start, fd, whole, size)
+            logger.warning(
+                "%s: the last %d bytes were not a whole record (a process died while writing, "
+                "or the power failed); they are in %s now",
+                path,
+                size - whole,
+                os.path.basename(torn),
+            )
+    except BaseException:
+        fs.close(fd)
+        raise
+    return Opened(fd, start, whole)
+
+
+def _report_gaps(segments: list[Segment], directory: str) -> None:
+    for before, after in itertools.pairwise(segments):
+        if before.end < after.start:
+            logger.warning(
+                "%s: %d bytes are missing between %s and %s; readers go on after the gap",
+                directory,
+                after.start - before.end,
+                segment_name(before.start),
+                segment_name(after.start),
+            )
+
+
+def clamp_offsets(fs: FileSystem, directory: str, end: int) -> list[str]:
+    """Move positions that lie past the end of the log back to it; return their ids.
+
+    The power failed after such a position had reached the disk and before the records had.
+    A running subscriber's position is its own: it is left alone.
+
+    Raises:
+        OSError: a position cannot be read or written.
+    """
+    clamped = []
+    for subscriber_id, offset in read_all(fs, directory):
+        if isinstance(offset, OffsetError):
+            logger.error("%s", offset)  # subscribing will refuse; it blocks nothing else
+        elif offset > end:
+            lease = FileLock(fs, lease_path(directory, subscriber_id))
+            if lease.try_acquire():
+                try:
+                    write_offset(fs, offset_path(directory, subscriber_id), end)
+                finally:
+                    lease.release()
+                clamped.append(subscriber_id)
+                logger.warning(
+                    "%s: the position of %s, %d, was past the log's end and is %d now",
+                    directory,
+                    subscriber_id,
+                    offset,
+                    end,
+                )
+    return clamped
+
+
+def start_after_failure(fs: FileSystem, directory: str, failed_start: int, durable: bool) -> Opened:
+    """Open a new segment behind one whose fsync failed, which is never written again.
+
+    The failed one is not synced either: its pages may be marked clean without being on the disk,
+    and a second fsync would report success. If the listing shows a later segment already, that
+    one is opened.
+
+    Raises:
+        OSError: the new segment cannot be created.
+
+    Source: Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020.
+    """
+    last = list_segments(fs, directory)[-1:]
+    start = last[0].start if last else failed_start
+    if start == failed_start:
+        if last and last[0].size:
+            start = last[0].end
+        else:  # nothing is in it; a new file of the same name takes its place
+            fs.unlink(segment_path(directory, start))
+    return open_segment(fs, directory, start, durable)

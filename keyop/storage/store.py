@@ -1,0 +1,264 @@
+"""The logs of one data directory: opening and closing them, the fsync ticker, the sweeper."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gevent
+from gevent.event import Event
+
+from keyop.errors import StorageError
+from keyop.fs import FileSystem
+from keyop.names import check_channel
+from keyop.offload import Offload
+from keyop.storage.locks import ChannelLock, FileLock
+from keyop.storage.log import LOCK_NAME, Closing, Log, LogOptions, LogThreads
+from keyop.storage.offsets import OffsetFile
+from keyop.storage.retention import Plan, RetentionOptions, sweep_channel
+from keyop.storage.segment import list_starts
+from keyop.storage.watch import Watcher
+
+logger = logging.getLogger(__name__)
+
+SWEEP_INTERVAL_S = 30.0
+# An open log holds two descriptors. A quarter of the process's limit may be ours.
+_DESCRIPTORS_PER_LOG = 2
+_MIN_OPEN_LOGS = 16
+_FILE_THREADS = 4
+_LOCK_THREADS = 8
+
+
+class StoreOptions(NamedTuple):
+    """How a data directory is kept. ``sync_interval_s`` is the ticker's, under ``periodic``."""
+
+    log: LogOptions
+    sync_interval_s: float
+    retention: RetentionOptions
+
+
+def _max_open_logs() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        soft = 1 << 20
+    return max(_MIN_OPEN_LOGS, soft // 4 // _DESCRIPTORS_PER_LOG)
+
+
+class Store:
+    """All channels below a data directory, for one messenger."""
+
+    def __init__(self, data_dir: str, options: StoreOptions, fs: FileSystem) -> None:
+        self.data_dir = data_dir
+        self.fs = fs
+        self.options = options
+        self.threads = LogThreads(Offload(_FILE_THREADS), Offload(_LOCK_THREADS))
+        self.watcher = Watcher()
+        self.closing = Closing(Event(), Event())
+        self.positions: set[OffsetFile] = set()
+        self._logs: dict[str, Log] = {}
+        self._max_open = _max_open_logs()
+        self._greenlets: list[gevent.Greenlet[[], None]] = []
+        self._sweeper_lock = FileLock(fs, f"{data_dir}/.sweeper.lock")
+
+    # -- where things are
+
+    def channel_directory(self, channel: str) -> str:
+        """Return where a channel's segments are."""
+        return f"{self.data_dir}/channels/{channel}"
+
+    def offsets_directory(self, channel: str) -> str:
+        """Return where the positions of a channel's subscribers are."""
+        return f"{self.data_dir}/subscribers/{channel}"
+
+    def channels(self) -> list[str]:
+        """Return the names of all channels that have a directory, in order.
+
+        Raises:
+            StorageError: the data directory cannot be read.
+        """
+        path = f"{self.data_dir}/channels"
+        try:
+            names = self.fs.listdir(path)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        return sorted(name for name in names if _is_channel(name))
+
+    # -- life
+
+    def open(self) -> None:
+        """Create the data directory where it is missing and start the background greenlets.
+
+        Raises:
+            StorageError: it cannot be created or used.
+        """
+        try:
+            for name in ("channels", "subscribers"):
+                self.fs.make_dirs(f"{self.data_dir}/{name}", self.options.log.durable)
+        except OSError as error:
+            raise StorageError(
+                f"the data directory cannot be used: {error.filename or self.data_dir}: "
+                f"{error.strerror}; it must be a directory that this user may write to"
+            ) from error
+        if self.options.log.sync_policy == "periodic":
+            self._spawn("ticker", self._tick)
+        self._spawn("sweeper", self._sweep_now_and_then)
+
+    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+        greenlet = gevent.spawn(run)
+        greenlet.name = f"keyop-{name}"
+        self._greenlets.append(greenlet)
+
+    def log(self, channel: str) -> Log:
+        """Return the log of a channel whose name was checked; it opens with its first use."""
+        log = self._logs.get(channel)
+        if log is None:
+            log = self._logs[channel] = Log(
+                channel,
+                self.channel_directory(channel),
+                self.offsets_directory(channel),
+                self.options.log,
+                self.fs,
+                self.threads,
+                self.closing,
+            )
+            if len(self._logs) > self._max_open:
+                self._close_idle()
+        return log
+
+    def _close_idle(self) -> None:
+        """Give back descriptors of logs that were not used since the last look."""
+        open_logs = [log for log in self._logs.values() if log.is_open]
+        if len(open_logs) <= self._max_open:
+            return
+        for log in open_logs:
+            if log.used:
+                log.used = False
+            elif log.idle:
+                log.close()
+
+    def logs(self) -> list[Log]:
+        """Return the logs used so far."""
+        return list(self._logs.values())
+
+    def close(self, deadline: float) -> None:
+        """Bring what is written to the disk, then close everything by the deadline.
+
+        Args:
+            deadline: in ``time.monotonic()`` seconds. A disk that hangs past it keeps its
+                threads and descriptors until it answers.
+        """
+        self.closing.waits.set()
+        self.closing.writes.set()
+        self._settle(deadline)
+        gevent.killall(self._greenlets, block=True, timeout=1.0)
+        self._greenlets.clear()
+        self._sweeper_lock.release()
+        for log in self._logs.values():
+            log.close()
+        self.watcher.close()
+        for threads in self.threads:
+            if not threads.close(deadline - time.monotonic()):
+                logger.warning("%s: a system call hangs; its thread was left behind", self.data_dir)
+
+    def _settle(self, deadline: float) -> None:
+        """Wait for syncs under way and, where a policy asks for syncs, do the last ones."""
+        if self.options.log.durable:
+            jobs = [log.sync() for log in self._logs.values()]
+            jobs += [position.sync(self.threads.files) for position in self.positions]
+            for job in jobs:
+                if job is not None:
+                    job.wait(max(0.0, deadline - time.monotonic()))
+        while any(not log.idle for log in self._logs.values() if log.failure is None):
+            if self.options.log.sync_policy == "none" or time.monotonic() >= deadline:
+                break
+            gevent.sleep(0.001)
+
+    def drop_in_child(self) -> None:
+        """Stop the background greenlets of a forked child before they run again."""
+        gevent.killall(self._greenlets, block=False)
+
+    # -- background
+
+    def _tick(self) -> None:
+        """Under ``periodic``: bring what was written since the last tick to the disk."""
+        while True:
+            gevent.sleep(self.options.sync_interval_s)
+            for log in list(self._logs.values()):
+                if log.needs_sync:
+                    log.sync()
+            for position in list(self.positions):
+                position.sync(self.threads.files)
+            if len(self._logs) > self._max_open:
+                self._close_idle()
+
+    def _sweep_now_and_then(self) -> None:
+        while True:
+            gevent.sleep(SWEEP_INTERVAL_S)
+            try:
+                if self._sweeper_lock.try_acquire():
+                    self.sweep()
+            except (OSError, StorageError) as error:
+                logger.error("%s: sweeping failed: %s", self.data_dir, error)
+
+    def sweep(self) -> dict[str, Plan]:
+        """Delete segments that everybody has read, or that a cap drops; return what went.
+
+        Raises:
+            StorageError: the data directory cannot be read.
+        """
+        swept = {}
+        for channel in self.channels():
+            try:
+                done = self._sweep_channel(channel)
+            except OSError as error:
+                logger.error("%s: sweeping failed: %s", channel, error)
+                continue
+            if done.starts:
+                swept[channel] = done
+                logger.info("%s: %d segments deleted", channel, len(done.starts))
+        return swept
+
+    def _sweep_channel(self, channel: str) -> Plan:
+        directory = self.channel_directory(channel)
+        if len(list_starts(self.fs, directory)) < 2:  # nothing sealed: spares the lock
+            return Plan([], 0)
+        # A lock of its own: the sweep must not open and recover every channel.
+        lock = ChannelLock(self.fs, f"{directory}/{LOCK_NAME}", self.threads.locks)
+        lock.open()
+        try:
+            lock.acquire()
+            job = None
+            try:
+                job = self.threads.files.submit(
+                    sweep_channel,
+                    self.fs,
+                    directory,
+                    self.offsets_directory(channel),
+                    self.options.retention,
+                    time.time(),
+                    self.options.log.durable,
+                )
+            finally:
+                if job is None:
+                    lock.release()
+            job.then(lambda _: lock.release())
+            job.wait()
+        finally:
+            lock.close()
+        if job.error is not None:
+            raise job.error
+        decided: Plan = job.value
+        return decided
+
+
+def _is_channel(name: str) -> bool:
+    try:
+        check_channel(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,469 @@
+"""A subscription: cursor → delivery → offset, in a greenlet of its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+import gevent
+from gevent.event import Event
+
+from keyop.delivery import Counters, Delivery
+from keyop.envelope import Message, decode
+from keyop.errors import CorruptRecordError, KeyopError, OffsetError, SubscriberInUseError
+from keyop.pace import Pace
+from keyop.parallel import ParallelDelivery
+from keyop.storage.cursor import Cursor, Lines
+from keyop.storage.locks import FileLock
+from keyop.storage.log import Log
+from keyop.storage.offsets import OffsetFile, lease_path, offset_path, write_offset
+from keyop.storage.position import Position, check_position, resolve
+from keyop.storage.segment import list_segments
+from keyop.storage.store import Store
+from keyop.storage.watch import POLL_S
+from keyop.timestamps import parse
+
+logger = logging.getLogger(__name__)
+
+STANDBY_POLL_S = 0.25
+# What a failed read or an unexpected error of a subscription waits before it is tried again.
+_TROUBLE_WAIT_S = 1.0
+_SAVE_RETRY_S = 0.1
+
+
+class SubscriptionOptions(NamedTuple):
+    """How one subscription starts and saves. ``flush_interval_s`` 0 saves after each message."""
+
+    start: Position
+    not_before: datetime | None
+    concurrency: int
+    key: Callable[[Message], object] | None
+    standby: bool
+    flush_interval_s: float
+    sync_each: bool
+    max_line_bytes: int
+    durable: bool
+    lag_warning_bytes: int
+
+
+class Subscription:
+    """A running subscriber of a channel; made by ``Messenger.subscribe``."""
+
+    def __init__(
+        self,
+        store: Store,
+        log: Log,
+        delivery: Delivery,
+        stopping: Event,
+        options: SubscriptionOptions,
+        on_end: Callable[[Subscription], None],
+        predecessor: Subscription | None = None,
+    ) -> None:
+        self.channel = delivery.channel
+        self.subscriber_id = delivery.subscriber_id
+        self._store = store
+        self._fs = store.fs
+        self._log = log
+        self._delivery = delivery
+        self._stopping = stopping
+        self._options = options
+        self._on_end = on_end
+        self._predecessor = predecessor
+        directory = log.offsets_directory
+        self._lease = FileLock(store.fs, lease_path(directory, self.subscriber_id))
+        self._offsets = OffsetFile(store.fs, offset_path(directory, self.subscriber_id))
+        self._cursor = Cursor(store.fs, log.directory, options.max_line_bytes)
+        self._parallel = (
+            ParallelDelivery(delivery, options.concurrency, options.key, self._commit)
+            if options.concurrency > 1
+            else None
+        )
+        self._offset = 0
+        self._saved = -1
+        self._saved_at = 0.0
+        self._seek: int | None = None
+        self._forget = False
+        self._warned_of_lag = False
+        self._woken = Event()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    # -- what it is
+
+    def __repr__(self) -> str:
+        return f"<Subscription {self.subscriber_id!r} of {self.channel!r} at {self.offset}>"
+
+    @property
+    def offset(self) -> int:
+        """The global byte offset of the next message that is not done with."""
+        return self._offset if self._seek is None else self._seek
+
+    @property
+    def lag_bytes(self) -> int:
+        """How many bytes of the log lie behind the offset."""
+        return max(0, self._end() - self.offset)
+
+    @property
+    def active(self) -> bool:
+        """Whether it holds the subscriber id; a standby does not yet, a stopped one no longer."""
+        return self._lease.held
+
+    @property
+    def running(self) -> bool:
+        """Whether its greenlet lives, as a holder or as a standby."""
+        return self._greenlet is not None and not self._greenlet.dead
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping.is_set()
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done since it started."""
+        return self._delivery.counters
+
+    def _end(self) -> int:
+        segments = list_segments(self._fs, self._log.directory)
+        return segments[-1].end if segments else 0
+
+    def owns_current_greenlet(self) -> bool:
+        """Whether the caller is this subscription's own handler."""
+        current = gevent.getcurrent()
+        if current is self._greenlet:
+            return True
+        return self._parallel is not None and current in self._parallel.workers
+
+    # -- starting
+
+    def start(self) -> None:
+        """Take the subscriber id, store the starting position, start delivering.
+
+        Raises:
+            SubscriberInUseError: another subscription holds the id, and this is no standby.
+            OffsetError: the position cannot be read; it was not changed.
+            StorageError: the channel cannot be opened.
+        """
+        self._log.open()
+        if self._predecessor is None and not self._claim() and not self._options.standby:
+            raise SubscriberInUseError(
+                f"{self.subscriber_id!r} already subscribes to {self.channel!r}, here or in "
+                "another process; stop it, choose another id, or wait with standby=True"
+            )
+        self._greenlet = gevent.spawn(self._run)
+        self._greenlet.name = f"keyop-subscriber-{self.channel}-{self.subscriber_id}"
+
+    def _claim(self, must_exist: bool = False) -> bool:
+        """Take the lease and the position; return whether the lease was free."""
+        start = self._options.start
+
+        def claim() -> int | None:
+            if not self._lease.try_acquire():
+                return None
+            try:
+                offset = self._offsets.open()
+                if offset is None and must_exist:
+                    raise OffsetError(f"{self._offsets.path} is gone: somebody unsubscribed")
+                if offset is None:
+                    offset = resolve(
+                        self._fs, self._log.directory, start, self._options.max_line_bytes
+                    )
+                    write_offset(self._fs, self._offsets.path, offset, self._options.durable)
+                    self._offsets.open()
+                return offset
+            except BaseException:
+                self._lease.release()
+                raise
+
+        def undo(offset: int | None) -> None:
+            if offset is not None:
+                self._offsets.close()
+                self._lease.release()
+
+        try:
+            offset = self._log.run_locked(claim, undo)
+        except OSError as error:
+            raise OffsetError(
+                f"the position of {self.subscriber_id!r} in {self.channel!r} cannot be kept: "
+                f"{error.filename or self._offsets.path}: {error.strerror}"
+            ) from error
+        if offset is None:
+            return False
+        self._offset = offset
+        self._store.positions.add(self._offsets)
+        return True
+
+    def _wait_for_lease(self) -> bool:
+        """As a standby: wait until the holder has gone; return False if told to stop instead."""
+        if self._predecessor is not None:
+            self._predecessor.join()
+        while not self._stopping.is_set():
+            try:
+                if self._claim(must_exist=True):
+                    return True
+            except OffsetError as error:
+                logger.warning(
+                    "%s: the standby of %s stops: %s", self.channel, self.subscriber_id, error
+                )
+                return False
+            except KeyopError as error:
+                logger.error("%s: standby %s: %s", self.channel, self.subscriber_id, error)
+            self._stopping.wait(STANDBY_POLL_S)
+        return False
+
+    # -- running
+
+    def _run(self) -> None:
+        try:
+            if not self._lease.held and not self._wait_for_lease():
+                return
+            self._log.readers.events.add(self._woken)
+            self._store.watcher.watch(self._log.directory, self._log.readers)
+            while not self._stopping.is_set():
+                try:
+                    self._deliver_from(self._offset)
+                except (OSError, KeyopError) as error:
+                    logger.error("%s: %s: %s", self.channel, self.subscriber_id, error)
+                # Nothing may end a subscription unseen: what is not foreseen is reported, and
+                # delivery goes on at the saved position.
+                except (Exception, gevent.Timeout):
+                    logger.exception("%s: %s failed", self.channel, self.subscriber_id)
+                else:
+                    continue
+                if self._parallel is not None:
+                    self._parallel.kill()
+                self._stopping.wait(_TROUBLE_WAIT_S)
+        finally:
+            if not self._stopping.is_set():
+                logger.error("%s: %s was killed", self.channel, self.subscriber_id)
+            self._release()
+
+    def _deliver_from(self, position: int) -> None:
+        """Deliver until told to stop or to go elsewhere."""
+        if self._seek is not None:
+            position = self._offset = self._seek
+            self._seek = None
+        opened = self._cursor.open(position)
+        if opened > position:
+            self.counters.dropped_bytes += opened - position
+            logger.error(
+                "%s: %s lost %d bytes, which retention dropped before they were read",
+                self.channel,
+                self.subscriber_id,
+                opened - position,
+            )
+        elif opened < position:
+            logger.warning(
+                "%s: the position of %s, %d, was not at a record; it is %d now",
+                self.channel,
+                self.subscriber_id,
+                position,
+                opened,
+            )
+        self._offset = opened
+        look_around = True
+        pace = Pace()
+        while not self._stopping.is_set() and self._seek is None:
+            self._woken.clear()
+            found = self._cursor.read(look_around)
+            if found is None:
+                if self._parallel is None or not self._parallel.busy:
+                    self._save()
+                look_around = not self._woken.wait(POLL_S)
+                continue
+            look_around = False
+            if isinstance(found, Lines):
+                if self._options.not_before is not None:
+                    found = self._pass_over_old(found)
+                self._warn_of_lag(found.start)
+                if self._parallel is None:
+                    self._deliver_lines(found, pace)
+                else:
+                    self._parallel.deliver(found, pace, self._may_go_on)
+            elif self._parallel is not None:
+                self._parallel.drain()
+                if self._may_go_on() and self._delivery.skip(found):
+                    self._commit(found.end)
+            elif self._delivery.skip(found):
+                self._commit(found.end)
+        if self._parallel is not None:
+            self._parallel.drain()
+
+    def _may_go_on(self) -> bool:
+        return not self._stopping.is_set() and self._seek is None
+
+    def _deliver_lines(self, found: Lines, pace: Pace) -> None:
+        deliver, commit = self._delivery.deliver, self._commit
+        stopped = self._stopping.is_set
+        offset = found.start
+        for line in found.lines:
+            if not deliver(line, offset):
+                return
+            offset += len(line) + 1
+            commit(offset)
+            if stopped() or self._seek is not None:
+                return
+            pace.step()
+
+    def _pass_over_old(self, found: Lines) -> Lines:
+        """Leave out records older than ``max_age``, until the first that is not."""
+        oldest = self._options.not_before
+        assert oldest is not None
+        offset = found.start
+        for index, line in enumerate(found.lines):
+            try:
+                young = parse(decode(line)["ts"]) >= oldest
+            except (CorruptRecordError, ValueError):
+                young = False
+            if young:
+                self._options = self._options._replace(not_before=None)
+                return Lines(offset, found.lines[index:])
+            self.counters.expired += 1
+            offset += len(line) + 1
+        self._commit(offset)
+        gevent.sleep(0)
+        return Lines(offset, [])
+
+    def _warn_of_lag(self, position: int) -> None:
+        limit = self._options.lag_warning_bytes
+        lag = self._log.end - position
+        if limit and lag > limit and not self._warned_of_lag:
+            self._warned_of_lag = True
+            logger.warning("%s: %s lags by %d bytes", self.channel, self.subscriber_id, lag)
+        elif self._warned_of_lag and lag < limit // 2:
+            self._warned_of_lag = False
+
+    # -- the position
+
+    def _commit(self, offset: int) -> None:
+        """Everything before this offset is done with."""
+        if self._seek is not None or self._forget:
+            return
+        self._offset = offset
+        interval = self._options.flush_interval_s
+        if not interval:
+            self._save()
+        elif (now := time.monotonic()) - self._saved_at >= interval:
+            self._saved_at = now
+            self._save()
+
+    def _save(self) -> None:
+        """Save the position, however long that takes: the next message waits for it."""
+        if self._saved == self._offset:
+            return
+        while True:
+            try:
+                self._offsets.save(self._offset)
+                break
+            except OSError as error:
+                logger.error(
+                    "%s cannot be written, so %s waits: %s",
+                    self._offsets.path,
+                    self.subscriber_id,
+                    error,
+                )
+                if self._stopping.wait(_SAVE_RETRY_S):
+                    return
+        self._saved = self._offset
+        if self._options.sync_each:
+            job = self._offsets.sync(self._store.threads.files)
+            if job is not None:
+                job.wait()
+
+    def seek(self, position: Position) -> None:
+        """Go on from another position: ``"earliest"``, ``"latest"``, a ``datetime`` or an offset.
+
+        The position is stored when this returns. A message being handled ends first, without
+        moving it.
+
+        Raises:
+            ValueError: it is not a position.
+            SubscriberInUseError: this subscription does not hold the id (a standby, or stopped).
+            StorageError: the channel cannot be read, or the position not be stored.
+        """
+        wanted = check_position(position)
+        if not self.active:
+            raise SubscriberInUseError(
+                f"{self.subscriber_id!r} of {self.channel!r} is not this subscription's to move: "
+                "it waits for another holder, or has stopped"
+            )
+        try:
+            offset = resolve(self._fs, self._log.directory, wanted, self._options.max_line_bytes)
+            self._seek = offset
+            self._offsets.save(offset)
+        except OSError as error:
+            raise OffsetError(f"{self.channel}: cannot seek: {error}") from error
+        self._saved = offset
+        self._wake()
+
+    # -- stopping
+
+    def stop(self, timeout: float | None = 10.0) -> None:
+        """Stop delivering and give the id back; the position stays.
+
+        A running handler ends first and its message counts. One that takes longer than
+        ``timeout`` seconds is killed, and its message comes again. From inside the handler this
+        returns at once, and the subscription ends when the handler does.
+        """
+        self.request_stop()
+        if not self.owns_current_greenlet():
+            self.join(timeout)
+            if self.running:
+                self.kill()
+
+    def request_stop(self, forget: bool = False) -> None:
+        """Tell the subscription to end, without waiting.
+
+        Args:
+            forget: delete the position as well.
+        """
+        self._forget = self._forget or forget
+        self._stopping.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._woken.set()
+        if self._parallel is not None:
+            self._parallel.wake()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the subscription has ended; return whether it has."""
+        if self._greenlet is None:
+            return True
+        self._greenlet.join(timeout)
+        return self._greenlet.dead
+
+    def kill(self, timeout: float = 0.5) -> None:
+        """End the subscription in the middle of a handler, whose message stays uncommitted."""
+        if self._greenlet is not None:
+            self._greenlet.kill(timeout=timeout)
+
+    def _release(self) -> None:
+        """Give back everything that the subscription holds."""
+        self._log.readers.events.discard(self._woken)
+        if not self._log.readers.events:
+            self._store.watcher.unwatch(self._log.readers)
+        if self._parallel is not None:
+            self._parallel.kill()
+        self._cursor.close()
+        if self._lease.held:
+            self._stopping.set()
+            if self._forget:
+                try:
+                    self._fs.unlink(self._offsets.path)
+                except OSError as error:
+                    logger.error("%s cannot be deleted: %s", self._offsets.path, error)
+            else:
+                self._save()
+            self._store.positions.discard(self._offsets)
+            self._offsets.close()
+            self._lease.release()
+        self._on_end(self)
+
+    def drop_in_child(self) -> None:
+        """In a forked child: end before the next message."""
+        self._stopping.set()
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
