@@ -6,7 +6,6 @@ The line is built and checked here and nowhere else; ``docs/format.md`` describe
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ import orjson
 
 from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.errors import CorruptRecordError, PayloadError
+from keyop.ids import new_ids
 from keyop.timestamps import parse, whole_second
 
 VERSION = 1
@@ -28,7 +28,6 @@ _OPTIONAL_TEXT_FIELDS = ("correlation_id", "service_name")
 _MAX_FIELD_CHARACTERS = 1024
 # One prefix is kept for each pair of channel and payload type; types are the user's, so bounded.
 _MAX_CACHED_PREFIXES = 1024
-_ID_BLOCK = 256
 
 
 class UnknownVersionError(CorruptRecordError):
@@ -121,18 +120,13 @@ def _quoted(value: str, field: str) -> str:
         raise PayloadError(f"{field} {value!r} cannot be encoded: {error}") from None
 
 
-def seal(body: bytes) -> bytes:
-    """Close a line that ends with its payload: add the checksum, the brace and the newline."""
-    return b'%b,"crc":"%08x"}\n' % (body, crc32(body))
-
-
 class EnvelopeWriter:
     """Builds records for one instance. Not to be shared between processes: it makes the ids."""
 
     def __init__(self, origin: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._origin = origin
         self._time_ns = clock.time_ns
-        self._second = -1
+        self._second_ns = -1
         self._second_text = ""
         self._prefixes: dict[tuple[str, str], str] = {}
         self._ids: list[str] = []
@@ -140,15 +134,7 @@ class EnvelopeWriter:
     def new_id(self) -> str:
         """Return a fresh UUID, version 4."""
         if not self._ids:
-            # One call for random bytes serves many ids.
-            block = os.urandom(16 * _ID_BLOCK).hex()
-            for start in range(0, 32 * _ID_BLOCK, 32):
-                digits = block[start : start + 32]
-                variant = "89ab"[int(digits[16], 16) & 3]
-                self._ids.append(
-                    f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}"
-                    f"-{digits[20:]}"
-                )
+            self._ids = new_ids()
         return self._ids.pop()
 
     def encode(
@@ -172,15 +158,19 @@ class EnvelopeWriter:
             PayloadError: a field cannot be held in a record.
         """
         if message_id is None:
-            message_id = quoted_id = self._ids.pop() if self._ids else self.new_id()
+            try:
+                message_id = quoted_id = self._ids.pop()
+            except IndexError:
+                message_id = quoted_id = self.new_id()
         else:
             if not message_id:
                 raise PayloadError("message_id must not be empty")
             quoted_id = _quoted(message_id, "message_id")[1:-1]
-        seconds, fraction = divmod(self._time_ns(), 1_000_000_000)
-        if seconds != self._second:
-            self._second, self._second_text = seconds, whole_second(seconds)
-        moment = f"{self._second_text}.{fraction:09d}".rstrip("0").rstrip(".")
+        now = self._time_ns()
+        fraction = now - self._second_ns
+        if not 0 < fraction < 1_000_000_000:
+            fraction = self._begin_second(now)
+        moment = f"{fraction:09d}".rstrip("0")
         if correlation_id or service_name or origin is not None:
             middle = self._prefix(channel, payload_type, correlation_id, service_name, origin)
         else:
@@ -191,8 +181,21 @@ class EnvelopeWriter:
                 if len(self._prefixes) >= _MAX_CACHED_PREFIXES:
                     self._prefixes.clear()
                 self._prefixes[channel, payload_type] = middle
-        body = f'{{"v":1,"id":"{quoted_id}","ts":"{moment}{middle}'.encode() + payload
-        return message_id, b'%b,"crc":"%08x"}\n' % (body, crc32(body))
+        body = (
+            f'{{"v":1,"id":"{quoted_id}","ts":"{self._second_text}{moment}{middle}'.encode()
+            + payload
+        )
+        return message_id, body + b',"crc":"%08x"}\n' % crc32(body)
+
+    def _begin_second(self, now: int) -> int:
+        seconds, fraction = divmod(now, 1_000_000_000)
+        self._second_ns = seconds * 1_000_000_000
+        self._second_text = whole_second(seconds)
+        if fraction:
+            self._second_text += "."
+        else:
+            self._second_ns = -1  # no dot this once, so the next record begins the second again
+        return fraction
 
     def _prefix(
         self,

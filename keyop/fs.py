@@ -51,20 +51,22 @@ class FileSystem:
         finally:
             self.close(fd)
 
-    def make_dirs(self, path: str, durable: bool = True) -> None:
+    def make_dirs(self, path: str, durable: bool = True, within: str | None = None) -> None:
         """Create a directory (0700) and its missing parents, each entry durable in its parent.
 
-        Nothing is synced that was there before. An existing directory is left as it is.
+        Args:
+            within: an absolute path; entries below it are made durable even if they were there
+                before, because whoever created them may have died before it could.
 
         Raises:
             OSError: some of the parents may have been created.
         """
-        missing = []
+        entries = []
         current = os.path.abspath(path)
-        while not self.is_dir(current):
-            missing.append(current)
+        while not self.is_dir(current) or (within is not None and len(current) > len(within)):
+            entries.append(current)
             current = os.path.dirname(current)
-        for current in reversed(missing):
+        for current in reversed(entries):
             try:
                 self.mkdir(current, DIR_MODE)
             except FileExistsError:
@@ -100,8 +102,14 @@ class FileSystem:
             OSError: the file is as it was, but for a failure of the directory's fsync, after
                 which the new one is in place and may not survive a power cut.
         """
+        path = os.path.abspath(path)
         tmp = path + ".tmp"
-        with self.opened(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC) as fd:
+        try:
+            # Left by a process that died; its mode, or where it links to, is not to be trusted.
+            self.unlink(tmp)
+        except FileNotFoundError:
+            pass
+        with self.opened(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC) as fd:
             self.write_all(fd, data)
             if durable:
                 self.fsync(fd)

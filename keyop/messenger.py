@@ -16,7 +16,7 @@ import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from keyop.clock import SYSTEM_CLOCK
+from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.config import Config, StorageConfig
 from keyop.context import current_correlation_id, current_service_name
 from keyop.deadletter import DeadLetterWriter, max_dead_letter_bytes
@@ -80,6 +80,7 @@ class Messenger:
         *,
         data_dir: str | os.PathLike[str] | None = None,
         fs: FileSystem = SYSTEM_FS,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if config is None:
             if data_dir is None:
@@ -89,7 +90,7 @@ class Messenger:
             raise ConfigError("give a Config or data_dir=, not both")
         self.config = config
         self._fs = fs
-        self._clock = SYSTEM_CLOCK
+        self._clock = clock
         self._registry = PayloadRegistry()
         self._name: str | None = None
         # One look tells the fast path that all is well; why not is found out on the slow one.
@@ -149,6 +150,7 @@ class Messenger:
                 ),
             ),
             self._fs,
+            self._clock,
         )
         store.open()
         self._store = store

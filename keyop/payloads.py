@@ -19,6 +19,7 @@ from keyop.errors import PayloadError, PayloadTypeAlreadyRegisteredError
 from keyop.typed import decoder_for
 
 logger = logging.getLogger(__name__)
+_dumps = orjson.dumps
 
 Decoder = Callable[[Any], Any]
 _MAX_TYPES = 10_000
@@ -48,13 +49,13 @@ def encode_payload(payload: Any) -> bytes:
             else that JSON has no form for.
     """
     try:
-        data = orjson.dumps(payload, default=_plain)
+        data = _dumps(payload, _plain)
     except TypeError as error:  # orjson.JSONEncodeError is one
         raise PayloadError(f"the payload cannot be written as JSON: {error}") from None
     # Only where the output has a null can a NaN have been; the walk is slow, and rare this way.
-    if b"null" in data and (path := _find_not_finite(payload, "payload")) is not None:
+    if data.rfind(b"null") >= 0 and (path := _find_not_finite(payload, "payload")) is not None:
         raise PayloadError(f"the payload cannot be written as JSON: {path} is NaN or infinite")
-    if b"\n" in data:  # only a raw fragment of the user's own can bring one
+    if data.find(b"\n") >= 0:  # only a raw fragment of the user's own can bring one
         raise PayloadError("the payload cannot be written as JSON: a raw fragment has a newline")
     return data
 

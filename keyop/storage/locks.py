@@ -7,17 +7,20 @@ several processes do. Lock files are never unlinked: two processes would hold tw
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import time
-from typing import Any
+from collections import deque
 
-from gevent.lock import Semaphore
+from gevent.event import Event
 
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FILE_MODE, FileSystem
 from keyop.offload import Job, Offload
 
-_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+LOCK_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+LOCK_RELEASE = fcntl.LOCK_UN
+HINT_BYTES = 20
 # A lock is held for microseconds, so a few tries usually do; each gives the holder a turn.
 _QUICK_TRIES = 20
 
@@ -49,7 +52,7 @@ class FileLock:
             return True
         fd = self._fs.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
-            self._fs.flock(fd, _TRY)
+            self._fs.flock(fd, LOCK_TRY)
         except BlockingIOError:
             self._fs.close(fd)
             return False
@@ -67,7 +70,7 @@ class FileLock:
             keep_in_children(self)
             # Unlocked by hand, not by closing: a child in the middle of a fork may still have
             # the descriptor, and would keep the lock with it.
-            self._fs.flock(fd, fcntl.LOCK_UN)
+            self._fs.flock(fd, LOCK_RELEASE)
             self._fs.close(fd)
 
     def drop_in_child(self) -> None:
@@ -80,7 +83,7 @@ class FileLock:
 class ChannelLock:
     """The lock of one channel, held for one append, one roll or one recovery.
 
-    Greenlets of this process queue on a semaphore, because to ``flock`` they are one holder.
+    Greenlets of this process queue on ``taken``, because to ``flock`` they are one holder.
     Waiting for another process goes through a thread. ``hint`` is the file's first 20 bytes.
     """
 
@@ -88,9 +91,13 @@ class ChannelLock:
         self._fs = fs
         self.path = path
         self._offload = offload
-        self._mutex: Any = Semaphore(1)
         self._flock = fs.flock
         self.fd: int = -1
+        # The hint in shared memory: reading it is part of every append. Empty until it is mapped.
+        self.hint: mmap.mmap | bytes = b""
+        # Whether a greenlet of this process holds the lock or waits for other processes.
+        self.taken = False
+        self._queue: deque[Event] = deque()
         self._close_when_free = False
 
     def open(self) -> None:
@@ -104,10 +111,20 @@ class ChannelLock:
             self.fd = self._fs.open(self.path, flags, FILE_MODE)
             drop_in_children(self)
 
-    @property
-    def busy(self) -> bool:
-        """Whether a greenlet of this process holds the lock or waits for it."""
-        return bool(self._mutex.locked())
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free; return whether it was taken.
+
+        Raises:
+            OSError: the lock file cannot be locked.
+        """
+        if self.taken:
+            return False
+        try:
+            self._flock(self.fd, LOCK_TRY)
+        except BlockingIOError:
+            return False
+        self.taken = True
+        return True
 
     def acquire(self, deadline: float | None = None) -> None:
         """Take the lock, waiting for whoever has it; other greenlets run meanwhile.
@@ -119,16 +136,30 @@ class ChannelLock:
             LockTimeoutError: the deadline passed; the lock is not held.
             OSError: the lock file cannot be locked.
         """
-        if not self._mutex.acquire(blocking=False):
-            timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._mutex.acquire(timeout=timeout_s):
-                raise LockTimeoutError
+        while self.taken:
+            self._wait_in_queue(deadline)
+        self.taken = True
         try:
-            self._flock(self.fd, _TRY)
+            self._flock(self.fd, LOCK_TRY)
         except BlockingIOError:
             self._acquire_slowly(deadline)
         except BaseException:
-            self._mutex.release()
+            self._pass_on()
+            raise
+
+    def _wait_in_queue(self, deadline: float | None) -> None:
+        turn = Event()
+        self._queue.append(turn)
+        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            if not turn.wait(timeout_s):
+                raise LockTimeoutError
+        except BaseException:
+            # Killed or too late: a turn that came all the same is somebody else's now.
+            if turn in self._queue:
+                self._queue.remove(turn)
+            elif not self.taken and self._queue:
+                self._queue.popleft().set()
             raise
 
     def _acquire_slowly(self, deadline: float | None) -> None:
@@ -137,7 +168,7 @@ class ChannelLock:
             for _ in range(_QUICK_TRIES):
                 os.sched_yield()
                 try:
-                    return self._flock(self.fd, _TRY)
+                    return self._flock(self.fd, LOCK_TRY)
                 except BlockingIOError:
                     pass
             # The kernel queues those who block, so a tight loop elsewhere cannot starve this one.
@@ -148,34 +179,44 @@ class ChannelLock:
             if job.error is not None:
                 raise job.error
         except BaseException:  # a killed greenlet too must not leave a thread that takes the lock
-            if job is None or job.done:
-                if job is not None and job.error is None:
-                    self._flock(self.fd, fcntl.LOCK_UN)
-                self._mutex.release()
+            if job is None:
+                self._pass_on()
             else:
                 job.then(self._give_back)
             raise
 
     def _give_back(self, job: Job) -> None:
-        """Whoever waited has gone; its thread got the lock now."""
-        if self.fd >= 0:
-            if job.error is None:
-                self._flock(self.fd, fcntl.LOCK_UN)
-            self._mutex.release()
-            if self._close_when_free:
-                self.close()
+        """Whoever waited has gone; its thread got the lock now, or an error."""
+        if job.error is None:
+            self.release()
+        else:
+            self._pass_on()
 
     def release(self) -> None:
         """Give the lock back."""
         if self.fd >= 0:
-            self._flock(self.fd, fcntl.LOCK_UN)
-        self._mutex.release()
-        if self._close_when_free:
+            self._flock(self.fd, LOCK_RELEASE)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        self.taken = False
+        if self._queue:
+            self._queue.popleft().set()
+        elif self._close_when_free:
             self.close()
 
     def read_hint(self) -> bytes:
         """Return the 20 digits that name the active segment, or what stands there."""
-        return self._fs.pread(self.fd, 20, 0)
+        return self._fs.pread(self.fd, HINT_BYTES, 0)
+
+    def map_hint(self) -> None:
+        """Let :attr:`hint` show the hint without a system call, once it was written.
+
+        Raises:
+            OSError, ValueError: it cannot be mapped.
+        """
+        if not self.hint:
+            self.hint = mmap.mmap(self.fd, HINT_BYTES, access=mmap.ACCESS_READ)
 
     def write_hint(self, start: int) -> None:
         """Tell every process which segment is active.
@@ -189,16 +230,23 @@ class ChannelLock:
         """Close the lock file; while a thread still waits for the lock, as soon as it returns."""
         if self.fd < 0:
             return
-        if self._mutex.locked():
+        if self.taken:
             self._close_when_free = True
             return
         fd, self.fd = self.fd, -1
         self._close_when_free = False
         keep_in_children(self)
+        self._unmap()
         self._fs.close(fd)
+
+    def _unmap(self) -> None:
+        hint, self.hint = self.hint, b""
+        if isinstance(hint, mmap.mmap):
+            hint.close()  # it holds a descriptor of its own, which would keep the lock
 
     def drop_in_child(self) -> None:
         """Close the descriptor without unlocking: the lock is the parent's."""
         fd, self.fd = self.fd, -1
+        self._unmap()
         if fd >= 0:
             os.close(fd)

@@ -23,15 +23,16 @@ from keyop.errors import (
 from keyop.fs import NO_ROOM, FileSystem
 from keyop.offload import Job, Offload
 from keyop.storage.active import ActiveSegment, Round, SyncFailedError
-from keyop.storage.locks import ChannelLock, LockTimeoutError
+from keyop.storage.locks import HINT_BYTES, LOCK_RELEASE, LOCK_TRY, ChannelLock, LockTimeoutError
 from keyop.storage.readers import Readers
 from keyop.storage.recovery import Opened, open_segment, recover, start_after_failure
-from keyop.storage.segment import OFFSET_DIGITS, segment_path
+from keyop.storage.segment import segment_path
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOCK_NAME = ".lock"
+_SEEK_END = os.SEEK_END
 # How often a publisher that waits for room on the disk tries again.
 _ROOM_POLL_S = 0.1
 
@@ -79,16 +80,19 @@ class Log:
         self.directory = directory
         self.offsets_directory = offsets_directory
         self.readers = Readers()
-        self.used = False
         self._options = options
         self._segment_bytes = options.segment_bytes
         self._always = options.sync_policy == "always"
+        # Nobody waits for a sync, and the log has not failed.
+        self._straight = not self._always
         self._fs = fs
         self._write, self._lseek, self._pread = fs.write, fs.lseek, fs.pread
+        self._flock = fs.flock
         self._files = threads.files
         self._lock = ChannelLock(fs, f"{directory}/{LOCK_NAME}", threads.locks)
         self._closing = closing
         self._segment: ActiveSegment | None = None
+        self._directories_made = False
         self._failure: str | None = None
         self._failed_start = -1
         self._wanted = Event()
@@ -190,55 +194,84 @@ class Log:
         Source: format.md, "Opening a log"; fsync rule after Rebello et al., "Can Applications
         Recover from fsync Failures?", ATC 2020.
         """
-        if self._failure is not None:
-            raise LogFailedError(self._failure)
+        # The straight way, without a switch of greenlets: the segment is open, known and has
+        # room, the lock is free. Anything else takes the careful way.
+        segment, lock = self._segment, self._lock
         size = len(data)
-        done = 0
-        rounds: list[Round] = []
-        while True:
-            self._acquire(deadline, done and data.count(b"\n", 0, done))
-            segment = self._segment
-            # A file that another process rolled or appended to looks different; so does one
-            # that is not open.
+        if (
+            segment is None
+            or lock.taken
+            or not self._straight
+            or segment.size + size > self._segment_bytes
+        ):
+            return self._append_carefully(data, deadline)
+        try:
+            self._flock(lock.fd, LOCK_TRY)
+        except OSError:
+            return self._append_carefully(data, deadline)
+        written, error = -1, None
+        try:
             if (
-                segment is None
-                or self._pread(self._lock.fd, OFFSET_DIGITS, 0) != segment.hint
-                or self._lseek(segment.fd, 0, os.SEEK_END) != segment.size
-                or (segment.size + size - done > self._segment_bytes and segment.size)
-                or size > self._segment_bytes
+                lock.hint[:HINT_BYTES] == segment.hint
+                and self._lseek(segment.fd, 0, _SEEK_END) == segment.size
             ):
-                fits = self._prepare(data, done, deadline)
-                if not fits:
-                    continue
-                segment = self._segment
-                assert segment is not None
-            else:
-                fits = size - done
-            error: OSError | None = None
+                written = 0
+                written = self._write(segment.fd, data)
+        except OSError as reason:
+            error = reason
+        try:
+            if written != size and written >= 0:
+                written, error = self._cut_back(segment, data, 0, size, written, error)
+            if written > 0:
+                segment.size += written
+                segment.dirty = True
+        finally:
+            self._flock(lock.fd, LOCK_RELEASE)
+        if written != size:
+            return self._append_carefully(data, deadline, max(0, written), error)
+        if self.readers.events:
+            self.readers.wake()
+        return segment.start + segment.size
+
+    def _append_carefully(
+        self, data: bytes, deadline: float | None, done: int = 0, error: OSError | None = None
+    ) -> int:
+        """Append what is left of ``data`` from ``done`` on, whatever stands in the way."""
+        size = len(data)
+        rounds: list[Round] = []
+        end = 0
+        while True:
+            if done and self.readers.events:
+                self.readers.wake()
+            if done == size:
+                break
+            count = done and data.count(b"\n", 0, done)
+            if error is not None:
+                self._wait_after(error, deadline, count)
+            self._acquire(deadline, count)
+            fits = self._prepare(data, done, deadline)
+            if not fits:
+                continue
+            segment = self._segment
+            assert segment is not None
+            error = None
             try:
-                part = data if fits == size else memoryview(data)[done : done + fits]
-                written = self._write(segment.fd, part)
+                written = self._write(segment.fd, memoryview(data)[done : done + fits])
             except OSError as reason:
                 written, error = 0, reason
             if written != fits:
                 written, error = self._cut_back(segment, data, done, fits, written, error)
-            segment.size += written
-            segment.dirty = True
-            if self._always and written:
-                awaited = segment.join_round()
-                if awaited not in rounds:
-                    rounds.append(awaited)
-                self._wanted.set()
-            end = segment.start + segment.size
+            if written:
+                done += written
+                segment.size += written
+                segment.dirty = True
+                end = segment.start + segment.size
+                if self._always:
+                    awaited = segment.join_round()
+                    if awaited not in rounds:
+                        rounds.append(awaited)
+                    self._wanted.set()
             self._lock.release()
-            done += written
-            self.used = True
-            if self.readers.events and written:
-                self.readers.wake()
-            if done == size:
-                break
-            if error is not None:
-                self._wait_after(error, deadline, data.count(b"\n", 0, done))
         for awaited in rounds:
             self._await(awaited, deadline, data.count(b"\n"))
         return end
@@ -246,7 +279,9 @@ class Log:
     def _acquire(self, deadline: float | None, written: int) -> None:
         try:
             if self._lock.fd < 0:
-                self._make_directory()
+                if not self._directories_made:
+                    self._files.run(self._make_directories)
+                    self._directories_made = True
                 self._lock.open()
             self._lock.acquire(deadline)
         except LockTimeoutError:
@@ -381,6 +416,7 @@ class Log:
                 if job.error is None and self._closing.writes.is_set():
                     self._fs.close(job.value.fd)
                 elif job.error is None:
+                    self._lock.map_hint()
                     self._segment = ActiveSegment(self._fs, job.value, self._sync_failed)
                     if segment is not None:
                         segment.release()
@@ -467,9 +503,10 @@ class Log:
                 self._lock.release()
                 raise
 
-    def _make_directory(self) -> None:
+    def _make_directories(self) -> None:
         for path in (self.directory, self.offsets_directory):
-            self._fs.make_dirs(path, self._options.durable)
+            within = os.path.dirname(os.path.dirname(path))  # the data directory
+            self._fs.make_dirs(path, self._options.durable, within)
 
     def _refused(self, error: OSError, what: str) -> StorageError:
         path = error.filename or self.directory
@@ -501,6 +538,7 @@ class Log:
             return
         segment = self._segment
         self._failed_start = segment.start if segment is not None else -1
+        self._straight = False
         self._failure = (
             f"channel {self.channel} takes no more records: {what} ({error}), so what of its tail "
             f"is on the disk is unknown. When the disk is well, Messenger.reopen({self.channel!r}) "
@@ -554,6 +592,7 @@ class Log:
             if job.error is not None:
                 raise job.error
         self._failure = None
+        self._straight = not self._always
 
     # -- closing
 
@@ -580,7 +619,7 @@ class Log:
     def idle(self) -> bool:
         """Whether nothing is under way, so that closing disturbs nobody."""
         segment = self._segment
-        return not self._lock.busy and (
+        return not self._lock.taken and (
             segment is None or not (segment.dirty or segment.syncing or segment.awaited)
         )
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import gevent
 from gevent.event import Event
 
+from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.errors import StorageError
 from keyop.fs import FileSystem
 from keyop.names import check_channel
@@ -50,9 +51,12 @@ def _max_open_logs() -> int:
 class Store:
     """All channels below a data directory, for one messenger."""
 
-    def __init__(self, data_dir: str, options: StoreOptions, fs: FileSystem) -> None:
+    def __init__(
+        self, data_dir: str, options: StoreOptions, fs: FileSystem, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self.data_dir = data_dir
         self.fs = fs
+        self._clock = clock
         self.options = options
         self.threads = LogThreads(Offload(_FILE_THREADS), Offload(_LOCK_THREADS))
         self.watcher = Watcher()
@@ -60,6 +64,7 @@ class Store:
         self.positions: set[OffsetFile] = set()
         self._logs: dict[str, Log] = {}
         self._max_open = _max_open_logs()
+        self._last_ends: dict[Log, int] = {}
         self._greenlets: list[gevent.Greenlet[[], None]] = []
         self._sweeper_lock = FileLock(fs, f"{data_dir}/.sweeper.lock")
 
@@ -97,8 +102,10 @@ class Store:
             StorageError: it cannot be created or used.
         """
         try:
+            durable = self.options.log.durable
+            self.fs.make_dirs(self.data_dir, durable)
             for name in ("channels", "subscribers"):
-                self.fs.make_dirs(f"{self.data_dir}/{name}", self.options.log.durable)
+                self.fs.make_dirs(f"{self.data_dir}/{name}", durable, self.data_dir)
         except OSError as error:
             raise StorageError(
                 f"the data directory cannot be used: {error.filename or self.data_dir}: "
@@ -136,8 +143,8 @@ class Store:
         if len(open_logs) <= self._max_open:
             return
         for log in open_logs:
-            if log.used:
-                log.used = False
+            if self._last_ends.get(log) != log.end:
+                self._last_ends[log] = log.end
             elif log.idle:
                 log.close()
 
@@ -187,7 +194,7 @@ class Store:
     def _tick(self) -> None:
         """Under ``periodic``: bring what was written since the last tick to the disk."""
         while True:
-            gevent.sleep(self.options.sync_interval_s)
+            self._clock.sleep(self.options.sync_interval_s)
             for log in list(self._logs.values()):
                 if log.needs_sync:
                     log.sync()
@@ -198,7 +205,7 @@ class Store:
 
     def _sweep_now_and_then(self) -> None:
         while True:
-            gevent.sleep(SWEEP_INTERVAL_S)
+            self._clock.sleep(SWEEP_INTERVAL_S)
             try:
                 if self._sweeper_lock.try_acquire():
                     self.sweep()
@@ -240,7 +247,7 @@ class Store:
                     directory,
                     self.offsets_directory(channel),
                     self.options.retention,
-                    time.time(),
+                    self._clock.time_ns() / 1e9,
                     self.options.log.durable,
                 )
             finally:
