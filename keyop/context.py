@@ -1,6 +1,7 @@
 """The correlation id and the service name of the current greenlet.
 
-Kept in context variables: a greenlet made by ``gevent.spawn`` inherits them from its maker.
+Kept in context variables, of which every greenlet has its own: one that is spawned inside a block
+begins without. ``gevent.spawn(contextvars.copy_context().run, function)`` takes them along.
 """
 
 from __future__ import annotations

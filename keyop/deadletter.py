@@ -29,7 +29,12 @@ def max_dead_letter_bytes(max_record_bytes: int) -> int:
 
 def describe_error(error: BaseException) -> str:
     """Return an error as one bounded text that JSON can hold."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # a user's class may fail even here
+        text = "(its text cannot be had)"
+    text = f"{name}: {text}" if text else name
     return text[:_MAX_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from gevent.event import Event
 from gevent.lock import Semaphore
 
-from keyop.envelope import record_id
+from keyop.decode import record_id
 from keyop.errors import PublishTimeoutError, StorageError
 from keyop.fs import FileSystem
 from keyop.pace import Pace

@@ -16,7 +16,8 @@ from gevent.event import Event
 from keyop.backoff import backoff_delay
 from keyop.context import current_correlation_id
 from keyop.deadletter import DeadLetterWriter, describe_error
-from keyop.envelope import Message, UnknownVersionError, decode, make_message
+from keyop.decode import EnvelopeReader
+from keyop.envelope import Message, UnknownVersionError, make_message
 from keyop.errors import (
     CorruptRecordError,
     MessengerClosedError,
@@ -84,6 +85,7 @@ class Delivery:
         self.subscriber_id = subscriber_id
         self.counters = Counters()
         self._handler = handler
+        self._read = EnvelopeReader().read
         self._decode_payload = registry.decode
         self._policy = policy
         # None where the channel itself holds dead letters: they never make others.
@@ -96,7 +98,7 @@ class Delivery:
         if len(line) >= self._max_record_bytes:
             return self.skip(Skipped(offset, offset + len(line) + 1, "oversize", line))
         try:
-            fields = decode(line)
+            fields = self._read(line)
         except UnknownVersionError as error:
             logger.warning("%s at %d: skipped: %s", self.channel, offset, error)
             return True
@@ -111,21 +113,23 @@ class Delivery:
             CorruptRecordError: it is not a record.
             Exception: whatever the class registered for its payload raises.
         """
-        fields = decode(line)
-        payload = self._decode_payload(fields["payload_type"], fields["payload"])
-        return make_message(fields, self.channel, payload, offset)
+        fields = self._read(line)
+        fields["payload"] = self._decode_payload(fields["payload_type"], fields["payload"])
+        return make_message(fields, self.channel, offset)
 
-    def handle(self, fields: Mapping[str, Any], line: bytes, offset: int) -> bool:
+    def handle(self, fields: dict[str, Any], line: bytes, offset: int) -> bool:
         """Call the handler with a decoded record until it returns or gives up for good."""
+        if fields.get("subscriber", self.subscriber_id) != self.subscriber_id:
+            return True  # requeued for another one
         attempt = failures = postponed = 0
         correlation_id = fields.get("correlation_id", "")
         while True:
             attempt += 1
             try:
-                payload = self._decode_payload(fields["payload_type"], fields["payload"])
+                fields["payload"] = self._decode_payload(fields["payload_type"], fields["payload"])
             except (Exception, gevent.Timeout) as error:  # the user's class refuses
                 return self.give_up(fields, line, 0, error)
-            message = make_message(fields, self.channel, payload, offset, attempt)
+            message = make_message(fields, self.channel, offset, attempt)
             if current_correlation_id.get() != correlation_id:
                 current_correlation_id.set(correlation_id)
             try:
@@ -159,8 +163,8 @@ class Delivery:
                 return True
             if self._stopping.wait(wait_s):
                 return False
-            # The handler may have changed the payload in place.
-            fields = decode(line)
+            # The message's own by now, and the handler may have changed the payload in place.
+            fields = self._read(line)
 
     def give_up(
         self, fields: Mapping[str, Any], line: bytes, retries: int, error: BaseException
@@ -212,7 +216,7 @@ class Delivery:
         for piece in pieces:
             if piece.whole:
                 try:
-                    fields = decode(piece.data)
+                    fields = self._read(piece.data)
                 except UnknownVersionError:
                     continue
                 except CorruptRecordError as error:

@@ -5,11 +5,10 @@ The line is built and checked here and nowhere else; ``docs/format.md`` describe
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 from zlib import crc32
 
 import orjson
@@ -21,13 +20,16 @@ from keyop.timestamps import parse, whole_second
 
 VERSION = 1
 CRC_MARK = b',"crc":"'
+PAYLOAD_MARK = b',"payload":'
 CRC_SUFFIX_BYTES = len(CRC_MARK) + 8 + len(b'"}')
 
-_TEXT_FIELDS = ("id", "ts", "channel", "origin", "payload_type")
-_OPTIONAL_TEXT_FIELDS = ("correlation_id", "service_name")
-_MAX_FIELD_CHARACTERS = 1024
-# One prefix is kept for each pair of channel and payload type; types are the user's, so bounded.
-_MAX_CACHED_PREFIXES = 1024
+TEXT_FIELDS = ("id", "ts", "channel", "origin", "payload_type")
+OPTIONAL_TEXT_FIELDS = ("correlation_id", "service_name")
+# Ids are kept by the hundred thousand, so that what is written twice is recognised.
+MAX_MESSAGE_ID_CHARACTERS = 255
+# Payload types are the users', so what is remembered of them is bounded in number and size.
+_MAX_CACHED_MIDDLES = 1024
+_MAX_CACHED_BYTES = 4096
 
 
 class UnknownVersionError(CorruptRecordError):
@@ -62,7 +64,7 @@ class _LazyTimestamp:
         if message is None:
             return self
         fields = message.__dict__
-        moment = fields["timestamp"] = parse(fields["_ts"])
+        moment = fields["timestamp"] = parse(fields["ts"])
         return moment
 
 
@@ -74,43 +76,44 @@ _new_message = Message.__new__
 _set = object.__setattr__
 
 
-def make_message(
-    fields: Mapping[str, Any], channel: str, payload: Any, offset: int, attempt: int = 1
-) -> Message:
-    """Make a message of decoded fields, faster than its constructor does."""
+def make_message(fields: dict[str, Any], channel: str, offset: int, attempt: int = 1) -> Message:
+    """Make a message of what :class:`EnvelopeReader` read, faster than its constructor does.
+
+    Args:
+        fields: become the message's own, so they are given away.
+    """
+    fields["channel"] = channel
+    fields["offset"] = offset
+    if attempt != 1:  # otherwise the class says so
+        fields["attempt"] = attempt
     message = _new_message(Message)
-    _set(
-        message,
-        "__dict__",
-        {
-            "id": fields["id"],
-            "channel": channel,
-            "origin": fields["origin"],
-            "payload_type": fields["payload_type"],
-            "payload": payload,
-            "_ts": fields["ts"],
-            "correlation_id": fields.get("correlation_id", ""),
-            "service_name": fields.get("service_name", ""),
-            "offset": offset,
-            "attempt": attempt,
-        },
-    )
+    _set(message, "__dict__", fields)
     return message
 
 
 def check_text(value: object, field: str) -> str:
-    """Return an envelope field given by a user, if a record can hold it.
+    """Return an envelope field given by a user, if it is text.
 
     Raises:
-        PayloadError: it is not a string, or has more than 1,024 characters.
+        PayloadError: it is not a string.
     """
     if not isinstance(value, str):
         raise PayloadError(f"{field} must be a string, not {type(value).__name__}")
-    if len(value) > _MAX_FIELD_CHARACTERS:
-        raise PayloadError(
-            f"{field} has {len(value)} characters; at most {_MAX_FIELD_CHARACTERS} are allowed"
-        )
     return value
+
+
+def check_message_id(value: object) -> str:
+    """Return a message id of a user's own, if a record can hold it.
+
+    Raises:
+        PayloadError: it is not a string of 1 to 255 characters.
+    """
+    message_id = check_text(value, "message_id")
+    if not 0 < len(message_id) <= MAX_MESSAGE_ID_CHARACTERS:
+        raise PayloadError(
+            f"message_id has {len(message_id)} characters; use 1 to {MAX_MESSAGE_ID_CHARACTERS}"
+        )
+    return message_id
 
 
 def _quoted(value: str, field: str) -> str:
@@ -126,7 +129,8 @@ class EnvelopeWriter:
     def __init__(self, origin: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._origin = origin
         self._time_ns = clock.time_ns
-        self._second_ns = -1
+        # The second of the latest stamp: its beginning, and its text with a dot behind.
+        self._second_ns = -1 << 63
         self._second_text = ""
         self._prefixes: dict[tuple[str, str], str] = {}
         self._ids: list[str] = []
@@ -163,14 +167,13 @@ class EnvelopeWriter:
             except IndexError:
                 message_id = quoted_id = self.new_id()
         else:
-            if not message_id:
-                raise PayloadError("message_id must not be empty")
-            quoted_id = _quoted(message_id, "message_id")[1:-1]
+            quoted_id = _quoted(check_message_id(message_id), "message_id")[1:-1]
         now = self._time_ns()
         fraction = now - self._second_ns
         if not 0 < fraction < 1_000_000_000:
-            fraction = self._begin_second(now)
-        moment = f"{fraction:09d}".rstrip("0")
+            moment = self._begin_second(now)
+        else:
+            moment = f"{self._second_text}{fraction:09d}".rstrip("0")
         if correlation_id or service_name or origin is not None:
             middle = self._prefix(channel, payload_type, correlation_id, service_name, origin)
         else:
@@ -178,24 +181,54 @@ class EnvelopeWriter:
                 middle = self._prefixes[channel, payload_type]
             except KeyError:
                 middle = self._prefix(channel, payload_type, "", "")
-                if len(self._prefixes) >= _MAX_CACHED_PREFIXES:
+                if len(self._prefixes) >= _MAX_CACHED_MIDDLES:
                     self._prefixes.clear()
-                self._prefixes[channel, payload_type] = middle
-        body = (
-            f'{{"v":1,"id":"{quoted_id}","ts":"{self._second_text}{moment}{middle}'.encode()
-            + payload
-        )
+                if len(middle) < _MAX_CACHED_BYTES:
+                    self._prefixes[channel, payload_type] = middle
+        body = f'{{"v":1,"id":"{quoted_id}","ts":"{moment}{middle}'.encode() + payload
         return message_id, body + b',"crc":"%08x"}\n' % crc32(body)
 
-    def _begin_second(self, now: int) -> int:
+    def encode_batch(
+        self,
+        channel: str,
+        messages: Iterable[tuple[str, bytes]],
+        correlation_id: str = "",
+        service_name: str = "",
+    ) -> tuple[list[str], list[bytes]]:
+        """Return the ids and the lines of new records that share one stamp.
+
+        Args:
+            messages: pairs of payload type and payload, as :meth:`encode` takes them.
+
+        Raises:
+            PayloadError: a field cannot be held in a record.
+        """
+        now = self._time_ns()
+        moment = self._begin_second(now)
+        used: list[str] = []
+        lines: list[bytes] = []
+        ids = self._ids
+        last_type, rest = None, b""
+        for payload_type, payload in messages:
+            if payload_type != last_type:
+                middle = self._prefix(channel, payload_type, correlation_id, service_name)
+                last_type, rest = payload_type, f'","ts":"{moment}{middle}'.encode()
+            if not ids:
+                ids = self._ids = new_ids()
+            message_id = ids.pop()
+            body = b'{"v":1,"id":"' + message_id.encode() + rest + payload
+            used.append(message_id)
+            lines.append(body + b',"crc":"%08x"}\n' % crc32(body))
+        return used, lines
+
+    def _begin_second(self, now: int) -> str:
+        """Return the stamp of any moment, without its zone, and remember its second."""
         seconds, fraction = divmod(now, 1_000_000_000)
         self._second_ns = seconds * 1_000_000_000
-        self._second_text = whole_second(seconds)
-        if fraction:
-            self._second_text += "."
-        else:
-            self._second_ns = -1  # no dot this once, so the next record begins the second again
-        return fraction
+        self._second_text = whole_second(seconds) + "."
+        if not fraction:
+            return self._second_text[:-1]
+        return f"{self._second_text}{fraction:09d}".rstrip("0")
 
     def _prefix(
         self,
@@ -205,107 +238,17 @@ class EnvelopeWriter:
         service_name: str,
         origin: str | None = None,
     ) -> str:
-        parts = [
-            f'Z","channel":"{channel}","origin":',
-            _quoted(self._origin if origin is None else origin, "origin"),
-            ',"payload_type":',
-            _quoted(payload_type, "payload_type"),
-        ]
+        middle = constant_part(channel, self._origin if origin is None else origin, payload_type)
         if correlation_id:
-            parts += ',"correlation_id":', _quoted(correlation_id, "correlation_id")
+            middle += f',"correlation_id":{_quoted(correlation_id, "correlation_id")}'
         if service_name:
-            parts += ',"service_name":', _quoted(service_name, "service_name")
-        parts.append(',"payload":')
-        return "".join(parts)
+            middle += f',"service_name":{_quoted(service_name, "service_name")}'
+        return middle + ',"payload":'
 
 
-def decode(line: bytes) -> dict[str, Any]:
-    """Return the fields of a record: a line without its newline.
-
-    A line that ends with its payload has no checksum (v0.11.0 writes such lines) and is read as
-    it is; of any other, the checksum must match and close the line.
-
-    Raises:
-        UnknownVersionError: ``v`` is not 1.
-        CorruptRecordError: the checksum or the form is wrong.
-
-    Source: docs/format.md, "Record".
-    """
-    if line[-18:-10] != CRC_MARK:
-        return _decode_unchecked(line)
-    if b'%08x"}' % crc32(line[:-18]) != line[-10:]:
-        raise CorruptRecordError("the checksum does not match")
-    try:
-        fields = orjson.loads(line)
-        if fields.popitem()[0] == "crc" and next(reversed(fields)) == "payload":
-            if fields["v"] == 1:
-                return fields  # type: ignore[no-any-return] # a JSON object, shown by popitem
-            raise UnknownVersionError(f"envelope version {fields['v']!r} is not known")
-    except (orjson.JSONDecodeError, AttributeError, KeyError, StopIteration, RuntimeError):
-        # Sealed with a right checksum all the same: numbers or bytes that only a v0.11.0
-        # publisher writes, passed on by a hub. The slow path reads them or says what is wrong.
-        pass
-    return _decode_unchecked(line, checked=True)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _decode_unchecked(line: bytes, checked: bool = False) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        # v0.11.0 lets raw payloads through that orjson refuses: invalid UTF-8, numbers beyond
-        # the double range. Slower, and more liberal.
-        try:
-            text = line.decode("utf-8", "replace")
-            fields = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise CorruptRecordError(f"not a JSON object: {error}") from None
-    if type(fields) is not dict:
-        raise CorruptRecordError("not a JSON object")
-    keys = list(fields)
-    if keys[-2:] != ["payload", "crc"] if checked else keys[-1:] != ["payload"]:
-        raise CorruptRecordError("something follows the payload, or it is missing")
-    if checked:
-        del fields["crc"]
-    version = fields.get("v")
-    if type(version) is not int:
-        raise CorruptRecordError(f"the version is {version!r}, not a number")
-    if version != VERSION:
-        raise UnknownVersionError(f"envelope version {version} is not known")
-    for name in _TEXT_FIELDS:
-        if fields.get(name) is None:  # v0.11.0 takes both for an empty string
-            fields[name] = "0001-01-01T00:00:00Z" if name == "ts" else ""
-    for name in _OPTIONAL_TEXT_FIELDS:
-        if name in fields and fields[name] is None:
-            fields[name] = ""
-    for name in (*_TEXT_FIELDS, *_OPTIONAL_TEXT_FIELDS):
-        if not isinstance(fields.get(name, ""), str):
-            raise CorruptRecordError(f"{name} is not a string")
-    try:
-        parse(fields["ts"])
-    except ValueError as error:
-        raise CorruptRecordError(str(error)) from None
-    return fields
-
-
-def record_id(line: bytes) -> str | None:
-    """Return a record's id, or None if the line is not a record.
-
-    Records of our own begin with the id at a known place, which spares parsing the line.
-    """
-    if line.startswith(b'{"v":1,"id":"'):
-        end = line.find(b'"', 13)
-        text = line[13:end]
-        if end > 0 and b"\\" not in text:
-            try:
-                return text.decode()
-            except UnicodeDecodeError:
-                return None
-    try:
-        value: str = decode(line)["id"]
-    except CorruptRecordError:
-        return None
-    return value
+def constant_part(channel: str, origin: str, payload_type: str) -> str:
+    """Return what stands between the digits of the stamp and the optional fields."""
+    return (
+        f'Z","channel":"{channel}","origin":{_quoted(origin, "origin")}'
+        f',"payload_type":{_quoted(payload_type, "payload_type")}'
+    )

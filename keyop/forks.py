@@ -33,9 +33,15 @@ def keep_in_children(holder: DropsInChild) -> None:
 
 
 def _in_child() -> None:
+    failures = []
     for holder in list(_held):
-        holder.drop_in_child()
+        try:
+            holder.drop_in_child()
+        except OSError as error:  # the others must be dropped all the same
+            failures.append(error)
     _held.clear()
+    if failures:
+        raise failures[0]  # reported by the interpreter; the fork goes on
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from types import FrameType, TracebackType
 from typing import Any, overload
 
@@ -22,7 +23,7 @@ from keyop.context import current_correlation_id, current_service_name
 from keyop.deadletter import DeadLetterWriter, max_dead_letter_bytes
 from keyop.dedup import Dedup
 from keyop.delivery import Delivery, Handler, RetryPolicy
-from keyop.envelope import EnvelopeWriter, Message, check_text
+from keyop.envelope import EnvelopeWriter, Message, check_message_id
 from keyop.errors import (
     ConfigError,
     ForkedError,
@@ -42,7 +43,7 @@ from keyop.names import (
     dead_letter_channel,
     is_dead_letter,
 )
-from keyop.pace import SHORTEST_SLEEP_S, SLICE_S, Pace
+from keyop.pace import SHORTEST_SLEEP_S, SLICE_S
 from keyop.payloads import PayloadRegistry, encode_payload
 from keyop.stats import Stats, collect_stats
 from keyop.storage.locks import FileLock
@@ -59,6 +60,8 @@ CLOSE_TIMEOUT_S = 10.0
 # Of the time to close, so much is kept for flushing after handlers were killed.
 _FLUSH_SHARE = 0.2
 _MAX_FLUSH_S = 1.0
+# Encoding so many records takes a fraction of a slice.
+_BATCH_PART = 128
 # A dead letter is tried for so long at once, so that a stop is noticed on a full disk.
 _DEAD_LETTER_TRY_S = 0.5
 
@@ -224,6 +227,8 @@ class Messenger:
         if self._closer is None:
             self._ready = False
             self._state = "closing"
+            for subscription in self.subscriptions():
+                subscription.request_stop()
             self._closer = gevent.spawn(self._close, _monotonic() + timeout_s)
             self._closer.name = "keyop-closer"
         hub = gevent.get_hub()
@@ -236,10 +241,7 @@ class Messenger:
         flush_s = min(_MAX_FLUSH_S, _FLUSH_SHARE * max(0.0, deadline - _monotonic()))
         try:
             store.closing.waits.set()
-            subscriptions = self.subscriptions()
-            for subscription in subscriptions:
-                subscription.request_stop()
-            for subscription in subscriptions:
+            for subscription in self.subscriptions():
                 if not subscription.join(max(0.0, deadline - flush_s - _monotonic())):
                     logger.warning(
                         "%s: the handler of %s did not end in time; its message comes again",
@@ -299,7 +301,7 @@ class Messenger:
             log = self._publish_logs[channel]
         except (KeyError, TypeError):
             log = self._publish_log(channel)
-        deadline = None if timeout is None else _monotonic() + timeout
+        deadline = None if timeout is None else _deadline(timeout)
         data = encode_payload(payload)
         if correlation_id is None:
             correlation_id = current_correlation_id.get()
@@ -318,10 +320,8 @@ class Messenger:
         except (PublishTimeoutError, MessengerClosedError) as error:
             error.written = bool(error.written)
             raise
-        if not self._in_slice:
-            self._begin_slice()
-        elif _monotonic() > self._slice_end:
-            gevent.sleep(SHORTEST_SLEEP_S)
+        if not self._in_slice or _monotonic() > self._slice_end:
+            self._give_way()
         return new_id
 
     def publish_batch(
@@ -349,35 +349,50 @@ class Messenger:
         if not self._ready or _get_ident() != self._thread:
             self._check_usable()
         log = self._publish_logs.get(channel) or self._publish_log(channel)
-        deadline = None if timeout is None else _monotonic() + timeout
+        deadline = None if timeout is None else _deadline(timeout)
+        stem = None if message_id is None else check_message_id(message_id)
         if correlation_id is None:
             correlation_id = current_correlation_id.get()
         if service_name is None:
             service_name = current_service_name.get()
-        encode = self._writer.encode
-        limit = self._max_record_bytes
-        pace = Pace()
-        records = []
-        for index, (payload_type, payload) in enumerate(messages):
-            own_id = None if message_id is None else f"{check_text(message_id, 'id')}-{index}"
-            record = encode(
-                channel, payload_type, encode_payload(payload), correlation_id, service_name, own_id
-            )
-            if len(record[1]) > limit:
-                raise self._too_large(channel, record[1], index)
-            records.append(record)
-            pace.step()
-        if not records:
+        ids: list[str] = []
+        lines: list[bytes] = []
+        pairs = iter(messages)
+        # Long batches are encoded in parts, between which others may run.
+        while part := [
+            (payload_type, encode_payload(payload))
+            for payload_type, payload in islice(pairs, _BATCH_PART)
+        ]:
+            if stem is None:
+                new_ids, new_lines = self._writer.encode_batch(
+                    channel, part, correlation_id, service_name
+                )
+                ids += new_ids
+                lines += new_lines
+            else:
+                for payload_type, data in part:
+                    own_id, line = self._writer.encode(
+                        channel,
+                        payload_type,
+                        data,
+                        correlation_id,
+                        service_name,
+                        f"{stem}-{len(ids)}",
+                    )
+                    ids.append(own_id)
+                    lines.append(line)
+            self._give_way()
+        if not lines:
             return []
-        if message_id is None:
-            log.append(b"".join([line for _, line in records]), deadline)
+        longest = max(lines, key=len)
+        if len(longest) > self._max_record_bytes:
+            raise self._too_large(channel, longest, lines.index(longest))
+        if stem is None:
+            log.append(b"".join(lines), deadline)
         else:
-            self._append_once(log, records, deadline)
-        if not self._in_slice:
-            self._begin_slice()
-        elif _monotonic() > self._slice_end:
-            gevent.sleep(SHORTEST_SLEEP_S)
-        return [each for each, _ in records]
+            self._append_once(log, list(zip(ids, lines, strict=True)), deadline)
+        self._give_way()
+        return ids
 
     def _publish_log(self, channel: str) -> Log:
         store = self._check_usable()
@@ -409,11 +424,18 @@ class Messenger:
             if fresh:
                 log.append(b"".join([line for _, line in fresh]), deadline)
 
-    def _begin_slice(self) -> None:
-        """Note when publishing began since others last ran, to let them run in time."""
-        self._in_slice = True
-        self._slice_end = _monotonic() + SLICE_S
-        self._run_callback(self._end_slice)
+    def _give_way(self) -> None:
+        """Let others run if publishing has kept them from it for a whole slice of time.
+
+        A slice begins with the first publish since the hub last ran, which a callback tells: so
+        one publish now and then costs nothing.
+        """
+        if not self._in_slice:
+            self._in_slice = True
+            self._slice_end = _monotonic() + SLICE_S
+            self._run_callback(self._end_slice)
+        elif _monotonic() > self._slice_end:
+            gevent.sleep(SHORTEST_SLEEP_S)
 
     def _end_slice(self) -> None:
         self._in_slice = False
@@ -507,6 +529,8 @@ class Messenger:
             lag_warning_bytes=self.config.storage.max_subscriber_lag_mb << 20,
         )
         policy = self._retry_policy(max_retries, retry_backoff)
+        if key is not None and not callable(key):
+            raise TypeError(f"key must be callable, not {type(key).__name__}")
         self._check_usable()
         if handler is None:
 
@@ -708,6 +732,12 @@ def _called_from_inside() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _deadline(timeout_s: float) -> float:
+    if not timeout_s >= 0:  # not a number is not either
+        raise ValueError(f"timeout={timeout_s!r} must be seconds from 0 on")
+    return _monotonic() + timeout_s
 
 
 def _oldest(max_age: float | timedelta | None) -> datetime | None:

@@ -23,6 +23,7 @@ _dumps = orjson.dumps
 
 Decoder = Callable[[Any], Any]
 _MAX_TYPES = 10_000
+_MAX_TYPE_CHARACTERS = 255
 
 
 def _plain(value: Any) -> Any:
@@ -55,7 +56,7 @@ def encode_payload(payload: Any) -> bytes:
     # Only where the output has a null can a NaN have been; the walk is slow, and rare this way.
     if data.rfind(b"null") >= 0 and (path := _find_not_finite(payload, "payload")) is not None:
         raise PayloadError(f"the payload cannot be written as JSON: {path} is NaN or infinite")
-    if data.find(b"\n") >= 0:  # only a raw fragment of the user's own can bring one
+    if 10 in data:  # a newline; only a raw fragment of the user's own can bring one
         raise PayloadError("the payload cannot be written as JSON: a raw fragment has a newline")
     return data
 
@@ -130,9 +131,11 @@ class PayloadRegistry:
         return payload if decoder is None else decoder(payload)
 
     def _note_unregistered(self, payload_type: str) -> None:
-        if len(self._decoders) < _MAX_TYPES:  # types come from publishers: memory has a bound
-            self._decoders[payload_type] = None
+        # Types come from publishers: memory has a bound, in their number and in their size.
+        known = payload_type[:_MAX_TYPE_CHARACTERS]
+        if known not in self._decoders and len(self._decoders) < _MAX_TYPES:
+            self._decoders[known] = None
             logger.warning(
                 "payload type %r is not registered; its payloads are delivered as plain data",
-                payload_type[:200],
+                known,
             )

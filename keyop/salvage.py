@@ -8,6 +8,8 @@ suffix, and what verifies is delivered.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from itertools import islice
 from typing import NamedTuple
 from zlib import crc32
 
@@ -55,9 +57,7 @@ def _record_end(line: bytes, start: int, ends: list[int], budget: int) -> tuple[
     """Return the end of the record that begins at ``start``, or 0, and the budget left."""
     view = memoryview(line)
     crc, summed = 0, start
-    for end in ends:
-        if end <= start:
-            continue
+    for end in islice(ends, bisect_right(ends, start), None):
         budget -= end - summed
         crc, summed = crc32(view[summed:end], crc), end
         if b"%08x" % crc == line[end + 8 : end + 16]:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import gevent
 from gevent.event import Event
 
+from keyop.decode import decode
 from keyop.delivery import Counters, Delivery
-from keyop.envelope import Message, decode
+from keyop.envelope import Message
 from keyop.errors import CorruptRecordError, KeyopError, OffsetError, SubscriberInUseError
 from keyop.pace import Pace
 from keyop.parallel import ParallelDelivery
@@ -160,6 +161,7 @@ class Subscription:
         start = self._options.start
 
         def claim() -> int | None:
+            self._store.make_offsets_directory(self.channel)
             if not self._lease.try_acquire():
                 return None
             try:
@@ -269,9 +271,10 @@ class Subscription:
             self._woken.clear()
             found = self._cursor.read(look_around)
             if found is None:
+                due_s = POLL_S
                 if self._parallel is None or not self._parallel.busy:
-                    self._save()
-                look_around = not self._woken.wait(POLL_S)
+                    due_s = self._save_if_due()
+                look_around = not self._woken.wait(min(due_s, POLL_S))
                 continue
             look_around = False
             if isinstance(found, Lines):
@@ -342,17 +345,24 @@ class Subscription:
         if self._seek is not None or self._forget:
             return
         self._offset = offset
-        interval = self._options.flush_interval_s
-        if not interval:
+        if self._options.flush_interval_s:
+            self._save_if_due()
+        else:
             self._save()
-        elif (now := time.monotonic()) - self._saved_at >= interval:
-            self._saved_at = now
+
+    def _save_if_due(self) -> float:
+        """Save the position at its interval; return the seconds until that is due again."""
+        left_s = self._saved_at + self._options.flush_interval_s - time.monotonic()
+        if left_s <= 0:
             self._save()
+            return self._options.flush_interval_s or POLL_S
+        return left_s if self._saved != self._offset else POLL_S
 
     def _save(self) -> None:
         """Save the position, however long that takes: the next message waits for it."""
         if self._saved == self._offset:
             return
+        self._saved_at = time.monotonic()
         while True:
             try:
                 self._offsets.save(self._offset)
@@ -439,6 +449,9 @@ class Subscription:
         """End the subscription in the middle of a handler, whose message stays uncommitted."""
         if self._greenlet is not None:
             self._greenlet.kill(timeout=timeout)
+            if not self._greenlet.dead:
+                # A handler that survives its death: whatever it does, this is over.
+                self._release()
 
     def _release(self) -> None:
         """Give back everything that the subscription holds."""

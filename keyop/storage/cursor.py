@@ -106,6 +106,8 @@ class Cursor:
                     continue
                 if not look_around or (after := self._next_start()) is None:
                     return None
+                if self._pread(self._fd, 1, self.position - self._start):
+                    continue  # appended and sealed while the directory was listed
                 gap = Skipped(self.position, after, "gap")
                 self._enter(after)
                 self.position = after
@@ -120,7 +122,7 @@ class Cursor:
         return min((start for start in starts if start > self._start), default=None)
 
     def _read_long_line(self) -> Lines | Skipped | None:
-        """Read a line longer than a chunk; None if it is not finished yet."""
+        """Read one line of any length; None if it is not finished yet."""
         start = self.position
         pieces: list[bytes] = []
         kept = length = 0
@@ -148,15 +150,14 @@ class Cursor:
         if after is None:
             return None
         # Sealed by now; what was unfinished a moment ago may have been finished before.
+        finished = self._read_long_line()
+        if finished is not None:
+            return finished
         start = self.position
-        data = self._pread(self._fd, self._max_line_bytes, start - self._start)
-        end = data.rfind(b"\n")
-        if end >= 0:
-            self.position += end + 1
-            return Lines(start, data[:end].split(b"\n"))
+        head = self._pread(self._fd, self._max_line_bytes, start - self._start)
         self._enter(after)
         self.position = after
-        return Skipped(start, after, "torn", data)
+        return Skipped(start, after, "torn", head)
 
     def _enter_first(self) -> bool:
         starts = list_starts(self._fs, self.directory)

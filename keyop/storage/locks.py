@@ -136,7 +136,7 @@ class ChannelLock:
             LockTimeoutError: the deadline passed; the lock is not held.
             OSError: the lock file cannot be locked.
         """
-        while self.taken:
+        if self.taken:
             self._wait_in_queue(deadline)
         self.taken = True
         try:
@@ -155,11 +155,11 @@ class ChannelLock:
             if not turn.wait(timeout_s):
                 raise LockTimeoutError
         except BaseException:
-            # Killed or too late: a turn that came all the same is somebody else's now.
+            # Killed or too late: a turn that came all the same is the next one's now.
             if turn in self._queue:
                 self._queue.remove(turn)
-            elif not self.taken and self._queue:
-                self._queue.popleft().set()
+            else:
+                self._pass_on()
             raise
 
     def _acquire_slowly(self, deadline: float | None) -> None:
@@ -199,10 +199,12 @@ class ChannelLock:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        self.taken = False
         if self._queue:
+            # It stays taken, for the one whose turn it is: nobody overtakes those who wait.
             self._queue.popleft().set()
-        elif self._close_when_free:
+            return
+        self.taken = False
+        if self._close_when_free:
             self.close()
 
     def read_hint(self) -> bytes:

@@ -83,8 +83,7 @@ class Log:
         self._options = options
         self._segment_bytes = options.segment_bytes
         self._always = options.sync_policy == "always"
-        # Nobody waits for a sync, and the log has not failed.
-        self._straight = not self._always
+        self._straight = True
         self._fs = fs
         self._write, self._lseek, self._pread = fs.write, fs.lseek, fs.pread
         self._flock = fs.flock
@@ -92,7 +91,7 @@ class Log:
         self._lock = ChannelLock(fs, f"{directory}/{LOCK_NAME}", threads.locks)
         self._closing = closing
         self._segment: ActiveSegment | None = None
-        self._directories_made = False
+        self._directory_made = False
         self._failure: str | None = None
         self._failed_start = -1
         self._wanted = Event()
@@ -229,9 +228,14 @@ class Log:
             self._flock(lock.fd, LOCK_RELEASE)
         if written != size:
             return self._append_carefully(data, deadline, max(0, written), error)
+        end = segment.start + segment.size
         if self.readers.events:
             self.readers.wake()
-        return segment.start + segment.size
+        if self._always:
+            awaited = segment.join_round()
+            self._wanted.set()
+            self._await(awaited, deadline, data)
+        return end
 
     def _append_carefully(
         self, data: bytes, deadline: float | None, done: int = 0, error: OSError | None = None
@@ -239,6 +243,8 @@ class Log:
         """Append what is left of ``data`` from ``done`` on, whatever stands in the way."""
         size = len(data)
         rounds: list[Round] = []
+        if done and self._always and self._segment is not None:
+            rounds.append(self._segment.join_round())
         end = 0
         while True:
             if done and self.readers.events:
@@ -273,15 +279,15 @@ class Log:
                     self._wanted.set()
             self._lock.release()
         for awaited in rounds:
-            self._await(awaited, deadline, data.count(b"\n"))
+            self._await(awaited, deadline, data)
         return end
 
     def _acquire(self, deadline: float | None, written: int) -> None:
         try:
             if self._lock.fd < 0:
-                if not self._directories_made:
-                    self._files.run(self._make_directories)
-                    self._directories_made = True
+                if not self._directory_made:
+                    self._files.run(self._make_directory)
+                    self._directory_made = True
                 self._lock.open()
             self._lock.acquire(deadline)
         except LockTimeoutError:
@@ -391,19 +397,19 @@ class Log:
                 f"{self.channel}: the messenger was closed while the disk was full", written
             ) from error
 
-    def _await(self, awaited: Round, deadline: float | None, written: int) -> None:
-        leader = self._greenlets.get("leader")
-        if leader is None or leader.dead:
+    def _await(self, awaited: Round, deadline: float | None, data: bytes) -> None:
+        """Wait until ``data``, which is written, is on the disk."""
+        if "leader" not in self._greenlets:
             self._spawn("leader", self._lead)
         timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not awaited.event.wait(timeout_s):
             raise PublishTimeoutError(
                 f"{self.channel}: written, but not confirmed by the disk within the timeout",
-                written,
+                data.count(b"\n"),
             )
         if awaited.error is not None:
             if isinstance(awaited.error, MessengerClosedError):
-                raise MessengerClosedError(str(awaited.error), written)
+                raise MessengerClosedError(str(awaited.error), data.count(b"\n"))
             raise LogFailedError(self._failure or str(awaited.error))
 
     # -- changing segments: file operations in a thread that the lock is handed to
@@ -503,10 +509,9 @@ class Log:
                 self._lock.release()
                 raise
 
-    def _make_directories(self) -> None:
-        for path in (self.directory, self.offsets_directory):
-            within = os.path.dirname(os.path.dirname(path))  # the data directory
-            self._fs.make_dirs(path, self._options.durable, within)
+    def _make_directory(self) -> None:
+        data_dir = os.path.dirname(os.path.dirname(self.directory))
+        self._fs.make_dirs(self.directory, self._options.durable, data_dir)
 
     def _refused(self, error: OSError, what: str) -> StorageError:
         path = error.filename or self.directory
@@ -592,7 +597,7 @@ class Log:
             if job.error is not None:
                 raise job.error
         self._failure = None
-        self._straight = not self._always
+        self._straight = True
 
     # -- closing
 

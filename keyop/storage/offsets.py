@@ -44,7 +44,7 @@ def list_ids(fs: FileSystem, directory: str) -> list[str]:
     """
     try:
         names = fs.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # subscribing says which, and refuses
         return []
     return sorted(name[: -len(SUFFIX)] for name in names if name.endswith(SUFFIX))
 
@@ -67,7 +67,8 @@ def read_offset(fs: FileSystem, path: str) -> int | None:
     It is read until two reads agree; if they never do, the lowest counts.
 
     Raises:
-        OffsetError: the file is empty or does not hold a number; it was not changed.
+        OffsetError: the file is empty, does not hold a number or is a directory; it was not
+            changed.
         OSError: it cannot be read.
     """
     seen: list[bytes] = []
@@ -76,6 +77,10 @@ def read_offset(fs: FileSystem, path: str) -> int | None:
             content = fs.read_file(path, _FILE_BYTES + 1)
         except FileNotFoundError:
             return None
+        except IsADirectoryError:
+            raise OffsetError(
+                f"{path} is a directory, where a subscriber's position should be: move it away"
+            ) from None
         if seen and content == seen[-1]:
             return _parse(content, path)
         seen.append(content)

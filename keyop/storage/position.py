@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
-from typing import Union
+from typing import NamedTuple, Union
 
-from keyop.envelope import decode
+from keyop.decode import decode
 from keyop.errors import CorruptRecordError
 from keyop.fs import FileSystem
 from keyop.pace import Pace
@@ -50,16 +50,16 @@ def resolve(fs: FileSystem, directory: str, position: Position, max_line_bytes: 
     segments = list_segments(fs, directory)
     if not segments:
         return 0
-    if position == "latest":
-        return segments[-1].end
     if position == "earliest":
         return segments[0].start
     if isinstance(position, datetime):
         return find_time(fs, directory, position, max_line_bytes)
-    assert isinstance(position, int)
+    # Through a cursor, because an append may be under way, or an offset be in mid-record.
+    offset = segments[-1].end if position == "latest" else position
+    assert isinstance(offset, int)
     cursor = Cursor(fs, directory, max_line_bytes)
     try:
-        return cursor.open(position)
+        return cursor.open(offset)
     finally:
         cursor.close()
 
@@ -79,7 +79,7 @@ def find_time(fs: FileSystem, directory: str, moment: datetime, max_line_bytes: 
     while high - low > 1:
         middle = (low + high) // 2
         stamped = _stamp_from(fs, directory, starts[middle], 0)
-        if stamped is None or stamped[1] >= moment:
+        if stamped is None or stamped.moment >= moment:
             high = middle
         else:
             low = middle
@@ -112,19 +112,22 @@ def _halve_segment(fs: FileSystem, directory: str, start: int, moment: datetime)
     while high - low > _HEAD_BYTES:
         middle = (low + high) // 2
         stamped = _stamp_from(fs, directory, start, middle)
-        if stamped is None or stamped[1] >= moment:
+        if stamped is None or stamped.moment >= moment:
             high = middle
         else:
-            low = stamped[0]
-            if low >= high:
-                break
+            low = stamped.end
     return start + low
 
 
-def _stamp_from(
-    fs: FileSystem, directory: str, start: int, position: int
-) -> tuple[int, datetime] | None:
-    """Return the first stamped record at or after a byte of a segment: where it is, and when."""
+class _Stamped(NamedTuple):
+    """A record's end in its segment, and its stamp."""
+
+    end: int
+    moment: datetime
+
+
+def _stamp_from(fs: FileSystem, directory: str, start: int, position: int) -> _Stamped | None:
+    """Return the first stamped record that reaches over a byte of a segment or follows it."""
     try:
         with fs.opened(segment_path(directory, start), os.O_RDONLY | os.O_CLOEXEC) as fd:
             begin = record_boundary(fs, fd, position)
@@ -132,10 +135,10 @@ def _stamp_from(
     except FileNotFoundError:
         return None
     for line in data.split(b"\n")[:-1]:
+        begin += len(line) + 1
         stamp = _stamp(line)
         if stamp is not None:
-            return begin, stamp
-        begin += len(line) + 1
+            return _Stamped(begin, stamp)
     return None
 
 

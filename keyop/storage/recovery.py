@@ -13,7 +13,13 @@ from typing import NamedTuple
 from keyop.errors import OffsetError
 from keyop.fs import FILE_MODE, FileSystem
 from keyop.storage.locks import FileLock
-from keyop.storage.offsets import lease_path, offset_path, read_all, write_offset
+from keyop.storage.offsets import (
+    lease_path,
+    offset_path,
+    read_all,
+    read_offset,
+    write_offset,
+)
 from keyop.storage.segment import (
     Segment,
     list_segments,
@@ -125,18 +131,30 @@ def clamp_offsets(fs: FileSystem, directory: str, end: int) -> list[str]:
             lease = FileLock(fs, lease_path(directory, subscriber_id))
             if lease.try_acquire():
                 try:
-                    write_offset(fs, offset_path(directory, subscriber_id), end)
+                    if _clamp(fs, offset_path(directory, subscriber_id), end):
+                        clamped.append(subscriber_id)
                 finally:
                     lease.release()
-                clamped.append(subscriber_id)
-                logger.warning(
-                    "%s: the position of %s, %d, was past the log's end and is %d now",
-                    directory,
-                    subscriber_id,
-                    offset,
-                    end,
-                )
     return clamped
+
+
+def _clamp(fs: FileSystem, path: str, end: int) -> bool:
+    """Clamp a position whose lease is held; return whether that was needed.
+
+    It is read again: its last holder may have moved it back before the lease was taken.
+    """
+    try:
+        offset = read_offset(fs, path)
+    except OffsetError as error:
+        logger.error("%s", error)
+        return False
+    if offset is None or offset <= end:
+        return False
+    write_offset(fs, path, end)
+    logger.warning(
+        "%s: %d was past the log's end, which is %d; it is moved there", path, offset, end
+    )
+    return True
 
 
 def start_after_failure(fs: FileSystem, directory: str, failed_start: int, durable: bool) -> Opened:
@@ -157,5 +175,8 @@ def start_after_failure(fs: FileSystem, directory: str, failed_start: int, durab
         if last and last[0].size:
             start = last[0].end
         else:  # nothing is in it; a new file of the same name takes its place
-            fs.unlink(segment_path(directory, start))
+            try:
+                fs.unlink(segment_path(directory, start))
+            except FileNotFoundError:  # by hand, meanwhile
+                pass
     return open_segment(fs, directory, start, durable)

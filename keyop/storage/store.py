@@ -63,6 +63,7 @@ class Store:
         self.closing = Closing(Event(), Event())
         self.positions: set[OffsetFile] = set()
         self._logs: dict[str, Log] = {}
+        self._offsets_directories: set[str] = set()
         self._max_open = _max_open_logs()
         self._last_ends: dict[Log, int] = {}
         self._greenlets: list[gevent.Greenlet[[], None]] = []
@@ -104,8 +105,7 @@ class Store:
         try:
             durable = self.options.log.durable
             self.fs.make_dirs(self.data_dir, durable)
-            for name in ("channels", "subscribers"):
-                self.fs.make_dirs(f"{self.data_dir}/{name}", durable, self.data_dir)
+            self.fs.make_dirs(f"{self.data_dir}/channels", durable, self.data_dir)
         except OSError as error:
             raise StorageError(
                 f"the data directory cannot be used: {error.filename or self.data_dir}: "
@@ -147,6 +147,17 @@ class Store:
                 self._last_ends[log] = log.end
             elif log.idle:
                 log.close()
+
+    def make_offsets_directory(self, channel: str) -> None:
+        """Create the directory of a channel's positions where it is missing; blocks the thread.
+
+        Raises:
+            OSError: it cannot be created.
+        """
+        if channel not in self._offsets_directories:
+            path = self.offsets_directory(channel)
+            self.fs.make_dirs(path, self.options.log.durable, self.data_dir)
+            self._offsets_directories.add(channel)
 
     def logs(self) -> list[Log]:
         """Return the logs used so far."""

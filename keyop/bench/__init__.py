@@ -1,0 +1,1 @@
+"""``bin/keyop-bench``: each figure beside the physical limit on the same bytes, as a ratio."""

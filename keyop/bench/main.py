@@ -1,0 +1,54 @@
+"""The command ``keyop-bench``."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+
+import click
+import orjson
+
+from keyop.bench.local import Bench
+from keyop.bench.measure import Figure
+from keyop.version import __version__
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="A twentieth of the work: does it run, not how fast.")
+@click.option("--only", metavar="NAME,…", help="Some figures only, by name.")
+@click.option("--rounds", default=7, show_default=True, help="Rounds of each figure, in turn.")
+@click.option("--dir", "directory", default=".", show_default=True, help="Where to write.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def main(quick: bool, only: str | None, rounds: int, directory: str, as_json: bool) -> None:
+    """Measure keyop beside the physical limit on the same bytes, in one run.
+
+    Each figure is the median of several rounds, keyop and its limit in turn, so that the ratio
+    holds on a noisy machine. Payloads are JSON objects of 200 bytes. It writes up to 2 GiB below
+    --dir and removes it again.
+
+    Example: keyop-bench --only publish,batch --rounds 15
+    """
+    workplace = tempfile.mkdtemp(prefix="keyop-bench-", dir=directory)
+    figures: list[Figure] = []
+    try:
+        bench = Bench(workplace, 0.05 if quick else 1.0, min(rounds, 2) if quick else rounds)
+        named = dict(bench.figures())
+        wanted = only.split(",") if only else list(named)
+        unknown = [name for name in wanted if name not in named]
+        if unknown:
+            raise click.UsageError(f"no figure {unknown[0]!r}; there are {', '.join(named)}")
+        for name in wanted:
+            figures.append(named[name]())
+            if not as_json:
+                click.echo(figures[-1].as_line())
+    finally:
+        shutil.rmtree(workplace)
+    if as_json:
+        result = {
+            "keyop": __version__,
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "figures": [figure.as_json() for figure in figures],
+        }
+        click.echo(orjson.dumps(result, option=orjson.OPT_INDENT_2))

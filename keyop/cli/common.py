@@ -1,0 +1,147 @@
+"""What several commands share: their options, the configuration, the log on stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from keyop.cli.output import complain
+from keyop.config import ClientConfig, Config, HubConfig, StorageConfig
+from keyop.inspection import DataDirectory
+
+DATA_DIR_VARIABLE = "KEYOP_DATA_DIR"
+DEFAULT_DATA_DIR = "./keyop-data"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """What holds for the whole run, wherever on the command line it was said."""
+
+    debug: bool = False
+
+
+class StderrHandler(logging.Handler):
+    """Writes ``keyop: warning: text`` to whatever stderr is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; control characters in it are escaped."""
+        complain(f"{record.levelname.lower()}: {record.getMessage()}")
+        if record.exc_info and logging.getLogger("keyop").level <= logging.DEBUG:
+            sys.stderr.write(logging.Formatter().formatException(record.exc_info) + "\n")
+
+
+_handler = StderrHandler()
+
+
+def log_to_stderr() -> None:
+    """Have the library's warnings written to stderr; ``-v`` and ``--debug`` ask for more."""
+    library = logging.getLogger("keyop")
+    library.setLevel(logging.WARNING)
+    if _handler not in library.handlers:
+        library.addHandler(_handler)
+    # The command line has no classes to register for payloads, so that is nothing to warn of.
+    logging.getLogger("keyop.payloads").setLevel(logging.ERROR)
+
+
+def _be_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    library = logging.getLogger("keyop")
+    if value:
+        library.setLevel(min(logging.INFO, library.level))
+
+
+def _be_debugging(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        logging.getLogger("keyop").setLevel(logging.DEBUG)
+        ctx.ensure_object(Settings).debug = True
+
+
+def common_options(function: F) -> F:
+    """Add ``-v`` and ``--debug``, which may stand before or behind the command's name."""
+    flag: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
+    verbose = click.option(
+        "-v", "--verbose", callback=_be_verbose, help="Say on stderr what is done.", **flag
+    )
+    debug = click.option("--debug", callback=_be_debugging, help="Show tracebacks.", **flag)
+    return verbose(debug(function))
+
+
+def json_option(function: F) -> F:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Write JSON, sizes in bytes.")(
+        function
+    )
+
+
+def yes_option(function: F) -> F:
+    """Add ``--yes``."""
+    return click.option("--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--data-dir``, ``-c`` and the common options; the command is given a ``config``."""
+
+    @click.option(
+        "--data-dir",
+        metavar="DIR",
+        type=click.Path(),
+        help=f"The data directory; else ${DATA_DIR_VARIABLE}, else {DEFAULT_DATA_DIR}.",
+    )
+    @click.option(
+        "-c",
+        "--config",
+        "config_file",
+        metavar="FILE",
+        type=click.Path(),
+        help="A configuration file instead; only its storage and delivery keys matter here.",
+    )
+    @common_options
+    @wraps(function)
+    def wrapper(*args: Any, data_dir: str | None, config_file: str | None, **kwargs: Any) -> Any:
+        return function(*args, config=resolve_config(data_dir, config_file), **kwargs)
+
+    return wrapper
+
+
+def resolve_config(data_dir: str | None, config_file: str | None) -> Config:
+    """Return the configuration that the options and the environment ask for.
+
+    Raises:
+        click.UsageError: both options were given.
+        ConfigError: the file cannot be used.
+    """
+    if config_file is not None:
+        if data_dir is not None:
+            raise click.UsageError("give --data-dir or --config, not both")
+        # A command on the side of a running hub or client must not become a second one.
+        return replace(Config.load(config_file), hub=HubConfig(), client=ClientConfig())
+    if data_dir is None:
+        data_dir = os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR
+    return Config(storage=StorageConfig(data_dir=data_dir))
+
+
+def look_at(config: Config) -> DataDirectory:
+    """Return a view of the data directory, which must be there.
+
+    Raises:
+        StorageError: it is not, or holds nothing of keyop's.
+    """
+    return DataDirectory(config.storage.data_dir)
+
+
+class ListByDefault(click.Group):
+    """A group whose command ``list`` runs where none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``list`` in front of arguments that do not begin with a command."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)

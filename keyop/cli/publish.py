@@ -1,0 +1,166 @@
+"""``keyop publish``: one message from the command line, or many from stdin."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import orjson
+
+from keyop.cli.common import config_options
+from keyop.cli.lines import LineError, LineTooLongError, as_value, read_chunks
+from keyop.cli.output import complain
+from keyop.config import Config
+from keyop.errors import PayloadError, RecordTooLargeError
+from keyop.messenger import Messenger
+from keyop.names import check_publish_channel
+
+JSON_TYPE = "keyop.json"
+TEXT_TYPE = "keyop.text"
+
+
+@click.command("publish")
+@click.argument("channel")
+@click.argument("payload", required=False)
+@click.option(
+    "-t",
+    "--type",
+    "payload_type",
+    metavar="TYPE",
+    help=f"Payload type; else {JSON_TYPE}, or {TEXT_TYPE} for what is sent as a string.",
+)
+@click.option("--text", is_flag=True, help="Send a string, whatever is in it.")
+@click.option("--correlation-id", metavar="ID", help="Stamp the messages with this id.")
+@click.option("-q", "--quiet", is_flag=True, help="Print neither the id nor the count.")
+@config_options
+def command(
+    channel: str,
+    payload: str | None,
+    payload_type: str | None,
+    text: bool,
+    correlation_id: str | None,
+    quiet: bool,
+    config: Config,
+) -> None:
+    """Publish PAYLOAD to CHANNEL, or each line of stdin as a message.
+
+    PAYLOAD must be JSON unless --text is given; its message id is printed. Without PAYLOAD, or
+    with "-", every line of stdin becomes a message at once: a line that is JSON is sent as that
+    value, any other as a string. With --text every line is a string. A payload that begins with
+    a minus comes behind "--".
+
+    \b
+    Examples:
+      keyop publish orders '{"id": 7, "total": 12.5}'
+      keyop publish notes --text "hello, world"
+      tail -f access.log | keyop publish access - --text
+    """
+    check_publish_channel(channel)
+    from_stdin = payload is None or payload == "-"
+    value = payload if text or payload is None or from_stdin else parse_argument(payload)
+    with Messenger(config) as messenger:
+        sender = Sender(messenger, channel, payload_type, text, correlation_id)
+        if not from_stdin:
+            message_id = sender.send_one(value)
+            if not quiet:
+                click.echo(message_id)
+            return
+        try:
+            sender.send_stdin()
+        finally:
+            if not quiet:
+                complain(f"published {sender.count:,} messages to {channel}")
+
+
+def parse_argument(payload: str) -> object:
+    """Return the value of a PAYLOAD that must be JSON.
+
+    Raises:
+        click.UsageError: it is not.
+    """
+    try:
+        return as_value(payload.encode())
+    except ValueError as error:
+        raise click.UsageError(
+            f"PAYLOAD is not JSON: {error}; quote it for the shell, or send it as a string with "
+            "--text"
+        ) from None
+
+
+class Sender:
+    """Turns text into messages of one channel. ``count`` of them are published so far."""
+
+    def __init__(
+        self,
+        messenger: Messenger,
+        channel: str,
+        payload_type: str | None,
+        text: bool,
+        correlation_id: str | None,
+    ) -> None:
+        self.count = 0
+        self._messenger = messenger
+        self._channel = channel
+        self._types = (payload_type or JSON_TYPE, payload_type or TEXT_TYPE)
+        self._text = text
+        self._correlation_id = correlation_id
+
+    def send_one(self, value: object) -> str:
+        """Publish one payload; return its id."""
+        message_id = self._messenger.publish(
+            self._channel,
+            self._types[self._text],
+            value,
+            correlation_id=self._correlation_id,
+        )
+        self.count += 1
+        return message_id
+
+    def send_stdin(self) -> None:
+        """Publish each line of stdin, as many at once as have come.
+
+        Raises:
+            LineError: a line cannot be sent; all before it were.
+        """
+        if sys.stdin is not None and sys.stdin.isatty():
+            complain("one message per line, Ctrl-D ends")
+        limit = self._messenger.config.storage.max_record_bytes
+        try:
+            for lines in read_chunks(limit):
+                self._send_lines(lines)
+        except LineTooLongError as error:
+            raise LineError(self.count + 1, str(error)) from None
+
+    def _send_lines(self, lines: list[bytes]) -> None:
+        batch: list[tuple[str, object]] = []
+        for line in lines:
+            try:
+                batch.append(self._message(line))
+            except UnicodeDecodeError as error:
+                self._send(batch)
+                reason = f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}"
+                raise LineError(self.count + 1, reason) from None
+        self._send(batch)
+
+    def _message(self, line: bytes) -> tuple[str, object]:
+        if not self._text:
+            try:
+                return self._types[False], as_value(line)
+            except orjson.JSONDecodeError:
+                pass
+        return self._types[True], line.decode()
+
+    def _send(self, batch: list[tuple[str, object]]) -> None:
+        try:
+            self._messenger.publish_batch(self._channel, batch, correlation_id=self._correlation_id)
+            self.count += len(batch)
+        except (PayloadError, RecordTooLargeError):
+            # Nothing was written. What comes before the line at fault is, and the line is named.
+            for payload_type, value in batch:
+                try:
+                    self._messenger.publish(
+                        self._channel, payload_type, value, correlation_id=self._correlation_id
+                    )
+                except (PayloadError, RecordTooLargeError) as error:
+                    raise LineError(self.count + 1, str(error)) from error
+                self.count += 1

@@ -1,0 +1,262 @@
+"""Looking at a data directory from outside: without a messenger, creating and changing nothing.
+
+Whoever owns the directory is not disturbed, so what is shown is the view of a moment: a channel
+may grow while it is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import NamedTuple
+
+from keyop.errors import InvalidChannelNameError, OffsetError, StorageError
+from keyop.fs import SYSTEM_FS, FileSystem
+from keyop.held import HeldLocks
+from keyop.names import check_channel
+from keyop.offload import Offload
+from keyop.storage.locks import ChannelLock, LockTimeoutError
+from keyop.storage.log import LOCK_NAME
+from keyop.storage.offsets import lease_path, read_all
+from keyop.storage.segment import Segment, list_segments, segment_path
+
+LOCK_TIMEOUT_S = 10.0
+_COUNT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SubscriberView:
+    """One subscriber's position. ``running`` is None where that cannot be seen.
+
+    ``offset`` and ``lag_bytes`` are None, and ``problem`` says why, where the position cannot be
+    read.
+    """
+
+    channel: str
+    subscriber_id: str
+    offset: int | None
+    lag_bytes: int | None
+    running: bool | None
+    problem: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """``local``; ``peer`` or ``hub`` for the progress of sending to one."""
+        if self.subscriber_id.startswith("fed-"):
+            return "peer"
+        return "hub" if self.subscriber_id.startswith("fedout-") else "local"
+
+
+@dataclass(frozen=True)
+class ChannelView:
+    """One channel: from ``start`` to ``end``. ``records`` is None unless they were counted."""
+
+    channel: str
+    segments: int
+    disk_bytes: int
+    start: int
+    end: int
+    records: int | None
+    subscribers: tuple[SubscriberView, ...]
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nothing is in it and nobody subscribes: what removing a channel leaves."""
+        return not self.disk_bytes and not self.subscribers
+
+    @property
+    def largest_lag(self) -> SubscriberView | None:
+        """The subscriber that is furthest behind; one whose position is unknown comes first."""
+        return max(
+            self.subscribers,
+            key=lambda each: (each.lag_bytes is None, each.lag_bytes or 0),
+            default=None,
+        )
+
+
+class Locked(NamedTuple):
+    """A channel whose lock is held. ``lock`` is None if the channel has no directory."""
+
+    lock: ChannelLock | None
+    threads: Offload
+
+
+class DataDirectory:
+    """A data directory as it lies on the disk.
+
+    Raises:
+        StorageError: it does not exist, or no messenger has ever used it; nothing was created.
+    """
+
+    def __init__(self, path: str, fs: FileSystem = SYSTEM_FS) -> None:
+        self.path = os.path.abspath(path)
+        self.fs = fs
+        with self.reading():
+            if not fs.is_dir(self.path):
+                raise StorageError(f"there is no data directory {path}; name one with --data-dir")
+            if not any(fs.is_dir(f"{self.path}/{name}") for name in ("channels", "subscribers")):
+                raise StorageError(
+                    f"{path} is not a data directory: it holds neither channels nor subscribers"
+                )
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn an ``OSError`` of a block into a ``StorageError`` that names the path."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{error.filename or self.path} cannot be read: {error.strerror or error}"
+            ) from error
+
+    def channel_directory(self, channel: str) -> str:
+        """Return where a channel's segments are."""
+        return f"{self.path}/channels/{channel}"
+
+    def offsets_directory(self, channel: str) -> str:
+        """Return where the positions of a channel's subscribers are."""
+        return f"{self.path}/subscribers/{channel}"
+
+    def names(self) -> list[str]:
+        """Return the channels that have records or subscribers, in order.
+
+        Raises:
+            StorageError: the data directory cannot be read.
+        """
+        found: set[str] = set()
+        with self.reading():
+            for kind in ("channels", "subscribers"):
+                parent = f"{self.path}/{kind}"
+                try:
+                    names = self.fs.listdir(parent)
+                except FileNotFoundError:
+                    continue
+                found.update(
+                    name
+                    for name in names
+                    if _is_channel(name) and is_directory(self.fs, f"{parent}/{name}")
+                )
+        return sorted(found)
+
+    def channels(self, count: bool = False) -> list[ChannelView]:
+        """Return every channel; ``count`` reads all records to count them.
+
+        Raises:
+            StorageError: the data directory cannot be read.
+        """
+        held = HeldLocks(self.fs, self.path)
+        return [self._view(name, held, count) for name in self.names()]
+
+    def channel(self, channel: str, count: bool = False) -> ChannelView:
+        """Return one channel.
+
+        Raises:
+            StorageError: there is no such channel, or it cannot be read.
+            InvalidChannelNameError: that is no channel's name.
+        """
+        if check_channel(channel) not in self.names():
+            raise StorageError(f"there is no channel {channel!r} in {self.path}")
+        return self._view(channel, HeldLocks(self.fs, self.path), count)
+
+    def _view(self, channel: str, held: HeldLocks, count: bool) -> ChannelView:
+        with self.reading():
+            # The positions first: whatever they have passed lies before the end seen later.
+            positions = list(read_all(self.fs, self.offsets_directory(channel)))
+            segments = self.segments(channel)
+            end = segments[-1].end if segments else 0
+            return ChannelView(
+                channel,
+                len(segments),
+                sum(segment.size for segment in segments),
+                segments[0].start if segments else 0,
+                end,
+                sum(self._count(channel, each) for each in segments) if count else None,
+                tuple(self._subscriber(channel, *each, end, held) for each in positions),
+            )
+
+    def segments(self, channel: str) -> list[Segment]:
+        """Return a channel's segments in order; none if it has no directory yet.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        try:
+            return list_segments(self.fs, self.channel_directory(channel))
+        except FileNotFoundError:
+            return []
+
+    def _count(self, channel: str, segment: Segment) -> int:
+        path = segment_path(self.channel_directory(channel), segment.start)
+        lines = position = 0
+        try:
+            with self.fs.opened(path, os.O_RDONLY | os.O_CLOEXEC) as fd:
+                while data := self.fs.pread(fd, _COUNT_BYTES, position):
+                    lines += data.count(b"\n")
+                    position += len(data)
+        except FileNotFoundError:  # everybody has read it, and the sweeper came by
+            pass
+        return lines
+
+    def _subscriber(
+        self, channel: str, name: str, offset: int | OffsetError, end: int, held: HeldLocks
+    ) -> SubscriberView:
+        running = held.holds(lease_path(self.offsets_directory(channel), name))
+        if isinstance(offset, OffsetError):
+            return SubscriberView(channel, name, None, None, running, str(offset))
+        return SubscriberView(channel, name, offset, max(0, end - offset), running)
+
+    @contextmanager
+    def locked(self, channel: str, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[Locked]:
+        """Hold the channel's lock for the time of a block: nobody appends, rolls or subscribes.
+
+        The lock file is created where it is missing. A channel without a directory has no lock,
+        and nobody can be using it.
+
+        Raises:
+            StorageError: it cannot be locked, or others held it until the timeout.
+        """
+        threads = Offload(1)
+        lock: ChannelLock | None = None
+        try:
+            if is_directory(self.fs, self.channel_directory(channel)):
+                lock = self._acquire(channel, threads, timeout_s)
+            yield Locked(lock, threads)
+        finally:
+            if lock is not None:
+                lock.release()
+                lock.close()
+            threads.close(1)
+
+    def _acquire(self, channel: str, threads: Offload, timeout_s: float) -> ChannelLock:
+        lock = ChannelLock(self.fs, f"{self.channel_directory(channel)}/{LOCK_NAME}", threads)
+        try:
+            lock.open()
+            lock.acquire(monotonic() + timeout_s)
+        except (OSError, LockTimeoutError) as error:
+            lock.close()
+            why = error.strerror if isinstance(error, OSError) else "another process holds it"
+            raise StorageError(f"{channel}: cannot be locked: {why}") from error
+        return lock
+
+
+def is_directory(fs: FileSystem, path: str) -> bool:
+    """Tell whether a directory is there, and nothing else in its place.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    try:
+        return fs.is_dir(path)
+    except NotADirectoryError:
+        return False
+
+
+def _is_channel(name: str) -> bool:
+    try:
+        check_channel(name)
+    except InvalidChannelNameError:
+        return False
+    return True

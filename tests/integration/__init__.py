@@ -1,0 +1,1 @@
+"""Tests of the whole library, through its public surface, on real files."""
