@@ -19,16 +19,15 @@ from keyop.envelope import (
     TEXT_FIELDS,
     VERSION,
     UnknownVersionError,
-    constant_part,
 )
 from keyop.errors import CorruptRecordError
 from keyop.timestamps import parse
 
-_PLAIN_FIELDS = ["v", *TEXT_FIELDS, "payload"]
+# The fields that every record of ours has: also its version, its payload and its checksum.
+_PLAIN_COUNT = len(TEXT_FIELDS) + 3
 _MESSAGE_FIELDS = (*TEXT_FIELDS, *OPTIONAL_TEXT_FIELDS, "subscriber", "payload")
-# What is remembered of payload types is bounded: they are chosen by whoever publishes.
-_MAX_MIDDLES = 1024
-_MAX_MIDDLE_BYTES = 4096
+_HEAD = b'{"v":1,"id":"'
+_OBJECT_AND_CRC = b"}" + CRC_MARK
 # A mark may stand in a field that is not known; looking for the right one has an end.
 _MAX_MARKS = 4
 
@@ -47,11 +46,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
     Source: docs/format.md, "Record".
     """
-    if line[-18:-10] == CRC_MARK:
-        if b'%08x"}' % crc32(line[:-18]) != line[-10:]:
-            raise CorruptRecordError("the checksum does not match")
-        line = line[:-18] + b"}"
-    fields = _split(line)
+    fields = _split(_checked(line))
     version = fields.get("v")
     if type(version) is not int:
         raise CorruptRecordError(f"the version is {version!r}, not a number")
@@ -71,6 +66,16 @@ def decode(line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise CorruptRecordError(str(error)) from None
     return fields
+
+
+def _checked(line: bytes) -> bytes:
+    """Return a line without its checksum, if it has one and that is right."""
+    if line[-18:-10] != CRC_MARK:
+        return line
+    body = line[:-18]
+    if b'%08x"}' % crc32(body) != line[-10:]:
+        raise CorruptRecordError("the checksum does not match")
+    return body + b"}"
 
 
 def _split(line: bytes) -> dict[str, Any]:
@@ -125,70 +130,57 @@ def _split_liberally(line: bytes) -> dict[str, Any]:
 class EnvelopeReader:
     """Reads the records of one channel, faster than :func:`decode` where they resemble each other.
 
-    What stands between the stamp and the payload is the same for most records of a channel. Of
-    such a middle that :func:`decode` has seen in a sound record, only the payload is parsed.
+    Records of our own have the same fields in the same order, and most of a channel come from
+    one instance. For such, what :func:`decode` checks is known from a few comparisons.
     """
 
     def __init__(self) -> None:
-        self._middles: dict[bytes, tuple[str, str, str]] = {}
-        self._second = b""
+        # What the latest record that decode has checked shares with others of its second.
+        self._channel = self._origin = self._second = ""
 
     def read(self, line: bytes) -> dict[str, Any]:
-        """Return what ``decode(line)`` returns, in the same order, but for the version.
+        """Return what ``decode(line)`` returns of the fields that a message has.
 
         Raises:
             UnknownVersionError, CorruptRecordError: as :func:`decode`.
         """
-        # {"v":1,"id":"36 characters","ts":"YYYY-MM-DDTHH:MM:SS.fffZ","channel":…,"payload":…
-        if line[49:57] == b'","ts":"' and line[-18:-10] == CRC_MARK:
-            if b'%08x"}' % crc32(line[:-18]) != line[-10:]:
-                raise CorruptRecordError("the checksum does not match")
-            cut = line.find(PAYLOAD_MARK)
-            zone = line.find(b"Z", 78, 87)
-            middle = self._middles.get(line[zone:cut])
+        try:
+            # A line that begins with the version and a text, and ends with an object, which only
+            # a payload is: nothing stands behind it but its checksum.
+            if line[-19:-10] == _OBJECT_AND_CRC and line.startswith(_HEAD):
+                fields: dict[str, Any] = _loads(line)
+                count = _PLAIN_COUNT
+                if fields["crc"] != f"{crc32(line[:-18]):08x}":
+                    raise CorruptRecordError("the checksum does not match")
+            else:
+                fields = _split(_checked(line))
+                count = _PLAIN_COUNT - 1 if type(fields["v"]) is int and fields["v"] == 1 else 0
+            stamp = fields["ts"]
             if (
-                middle is not None
-                and line[57:77] == self._second
-                and line[77:zone].isdigit()
-                and line.startswith(b'{"v":1,"id":"')
-                and (own_id := line[13:49]).replace(b"-", b"").isalnum()
+                stamp[:20] == self._second
+                and stamp[20:-1].isdecimal()
+                and stamp.isascii()
+                and stamp[-1] == "Z"
+                and fields["channel"] == self._channel
+                and fields["origin"] == self._origin
+                and type(fields["payload_type"]) is type(fields["id"]) is str
+                and "payload" in fields
+                and (len(fields) == count or _has_only_text_beside(fields, count))
             ):
-                try:
-                    payload = _loads(line[cut + 11 : -18])
-                except orjson.JSONDecodeError:
-                    return _known(decode(line))
-                return {
-                    "id": own_id.decode(),
-                    "ts": line[57 : zone + 1].decode(),
-                    "channel": middle[0],
-                    "origin": middle[1],
-                    "payload_type": middle[2],
-                    "payload": payload,
-                }
-            fields = decode(line)
-            self._learn(line, fields, zone, cut)
-            return _known(fields)
-        return _known(decode(line))
-
-    def _learn(self, line: bytes, fields: dict[str, Any], zone: int, cut: int) -> None:
-        """Remember the middle of a sound record, if it is one of ours and may come again."""
-        if list(fields) != _PLAIN_FIELDS:
-            return
-        names = fields["channel"], fields["origin"], fields["payload_type"]
-        middle = line[zone:cut]
-        if (
-            middle == constant_part(*names).encode()
-            and line[13:49] == fields["id"].encode()
-            and line[57 : zone + 1] == fields["ts"].encode()
-        ):
-            self._second = line[57:77]
-            if len(self._middles) < _MAX_MIDDLES and len(middle) < _MAX_MIDDLE_BYTES:
-                self._middles[middle] = names
+                return fields
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            pass  # decode says what is wrong, or reads what a strict parser refuses
+        fields = decode(line)
+        self._channel, self._origin = fields["channel"], fields["origin"]
+        # One without a fraction has no dot there, and no other stamp begins as it does.
+        self._second = fields["ts"][:20]
+        return {name: fields[name] for name in _MESSAGE_FIELDS if name in fields}
 
 
-def _known(fields: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the fields of a record that a message does not have."""
-    return {name: fields[name] for name in _MESSAGE_FIELDS if name in fields}
+def _has_only_text_beside(fields: dict[str, Any], count: int) -> bool:
+    """Tell whether what is not in every record is known and as it should be."""
+    found = [fields[name] for name in OPTIONAL_TEXT_FIELDS if name in fields]
+    return len(fields) == count + len(found) and all(type(each) is str for each in found)
 
 
 def record_id(line: bytes) -> str | None:
@@ -196,10 +188,12 @@ def record_id(line: bytes) -> str | None:
 
     Records of our own begin with the id at a known place, which spares parsing the line.
     """
-    if line.startswith(b'{"v":1,"id":"') and line[-18:-10] == CRC_MARK:
-        if b'%08x"}' % crc32(line[:-18]) != line[-10:]:
+    if line.startswith(_HEAD) and line[-18:-10] == CRC_MARK:
+        try:
+            _checked(line)
+        except CorruptRecordError:
             return None
-        text = line[13 : line.find(b'"', 13)]
+        text = line[len(_HEAD) : line.find(b'"', len(_HEAD))]
         if b"\\" not in text and len(text) <= MAX_MESSAGE_ID_CHARACTERS:
             try:
                 return text.decode()

@@ -7,7 +7,8 @@ saved, or it is not, because the subscription stops first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from typing import Any, NamedTuple
 
 import gevent
@@ -25,6 +26,7 @@ from keyop.errors import (
     RetryLater,
     StorageError,
 )
+from keyop.pace import Pace
 from keyop.payloads import PayloadRegistry
 from keyop.salvage import salvage
 from keyop.storage.cursor import Skipped
@@ -32,6 +34,9 @@ from keyop.storage.cursor import Skipped
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Message], object]
+
+_new_message = Message.__new__
+_set_attribute = object.__setattr__
 
 # What is left between two whole records where a flipped bit hit the newline.
 _SEPARATOR_BYTES = 1
@@ -86,12 +91,63 @@ class Delivery:
         self.counters = Counters()
         self._handler = handler
         self._read = EnvelopeReader().read
-        self._decode_payload = registry.decode
+        self._registry = registry
         self._policy = policy
         # None where the channel itself holds dead letters: they never make others.
         self._dead_letters = dead_letters
         self._max_record_bytes = max_record_bytes
         self._stopping = stopping
+
+    def deliver_lines(
+        self,
+        lines: Iterable[bytes],
+        offset: int,
+        commit: Callable[[int], None],
+        pace: Pace,
+        may_go_on: Callable[[], bool],
+    ) -> None:
+        """Deliver lines one after the other, the first of which begins at this offset.
+
+        Args:
+            commit: called with the end of each line that is done with.
+            may_go_on: asked whenever the slice of ``pace`` is used up; the rest is left if not.
+        """
+        # The straight way: a sound record for everybody, of a type without a class, whose
+        # handler returns. Anything else takes the careful way.
+        read, handler, counters = self._read, self._handler, self.counters
+        classes, limit, channel = self._registry.classes, self._max_record_bytes, self.channel
+        current_id, set_id = current_correlation_id.get, current_correlation_id.set
+        for line in lines:
+            size = len(line) + 1
+            try:
+                fields = read(line)
+                if classes[fields["payload_type"]] or "subscriber" in fields or size > limit:
+                    raise KeyError
+            except (KeyError, CorruptRecordError):
+                if not self.deliver(line, offset):
+                    return
+            else:
+                correlation_id = fields.get("correlation_id", "")
+                if current_id() != correlation_id:
+                    set_id(correlation_id)
+                fields["channel"] = channel
+                fields["offset"] = offset
+                message = _new_message(Message)
+                _set_attribute(message, "__dict__", fields)
+                try:
+                    handler(message)
+                # As in handle.
+                except (Exception, gevent.Timeout) as error:
+                    if not self._after(error, fields, line, offset):
+                        return
+                else:
+                    counters.delivered += 1
+            offset += size
+            commit(offset)
+            if monotonic() > pace.until:
+                pace.give_way()
+                if not may_go_on():
+                    return
 
     def deliver(self, line: bytes, offset: int) -> bool:
         """Deliver the line that begins at this offset, whatever is in it."""
@@ -114,57 +170,72 @@ class Delivery:
             Exception: whatever the class registered for its payload raises.
         """
         fields = self._read(line)
-        fields["payload"] = self._decode_payload(fields["payload_type"], fields["payload"])
+        fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
         return make_message(fields, self.channel, offset)
 
     def handle(self, fields: dict[str, Any], line: bytes, offset: int) -> bool:
         """Call the handler with a decoded record until it returns or gives up for good."""
         if fields.get("subscriber", self.subscriber_id) != self.subscriber_id:
             return True  # requeued for another one
-        attempt = failures = postponed = 0
-        correlation_id = fields.get("correlation_id", "")
+        try:
+            fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
+        except (Exception, gevent.Timeout) as error:  # the user's class refuses
+            return self.give_up(fields, line, 0, error)
+        current_correlation_id.set(fields.get("correlation_id", ""))
+        try:
+            self._handler(make_message(fields, self.channel, offset))
+        # Exception: whatever a user's handler raises. gevent.Timeout is not an Exception, and
+        # GreenletExit, which is neither, must pass.
+        except (Exception, gevent.Timeout) as error:
+            return self._after(error, fields, line, offset)
+        self.counters.delivered += 1
+        return True
+
+    def _after(
+        self, error: BaseException, fields: dict[str, Any], line: bytes, offset: int
+    ) -> bool:
+        """After the first attempt has failed: call the handler again, or give up."""
+        attempt, failures, postponed = 1, 0, 0
         while True:
-            attempt += 1
-            try:
-                fields["payload"] = self._decode_payload(fields["payload_type"], fields["payload"])
-            except (Exception, gevent.Timeout) as error:  # the user's class refuses
-                return self.give_up(fields, line, 0, error)
-            message = make_message(fields, self.channel, offset, attempt)
-            if current_correlation_id.get() != correlation_id:
-                current_correlation_id.set(correlation_id)
-            try:
-                self._handler(message)
-            except RetryLater as later:
+            if isinstance(error, RetryLater):
                 postponed += 1
-                wait_s = later.delay_s
+                wait_s = error.delay_s
                 if wait_s is None:
                     wait_s = self._policy.delay_s(postponed)
-            # Exception: whatever a user's handler raises. gevent.Timeout is not an Exception,
-            # and GreenletExit, which is neither, must pass.
-            except (Exception, gevent.Timeout) as error:
+            else:
                 failures += 1
-                logger.warning(
-                    "%s: %s failed on message %s (attempt %d): %s",
-                    self.channel,
-                    self.subscriber_id,
-                    fields["id"],
-                    attempt,
-                    describe_error(error),
-                    exc_info=logger.isEnabledFor(logging.DEBUG),
-                )
+                self._warn(error, fields, attempt)
                 if failures > self._policy.max_retries and self._dead_letters is not None:
                     return self.give_up(fields, line, failures - 1, error)
                 self.counters.retries += 1
                 wait_s = self._policy.delay_s(failures)
                 if failures > self._policy.max_retries:
                     wait_s = self._policy.max_s
+            if self._stopping.wait(wait_s):
+                return False
+            attempt += 1
+            # Read again: the handler may have changed the payload in place.
+            fields = self._read(line)
+            fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
+            current_correlation_id.set(fields.get("correlation_id", ""))
+            try:
+                self._handler(make_message(fields, self.channel, offset, attempt))
+            except (Exception, gevent.Timeout) as another:  # as in handle
+                error = another
             else:
                 self.counters.delivered += 1
                 return True
-            if self._stopping.wait(wait_s):
-                return False
-            # The message's own by now, and the handler may have changed the payload in place.
-            fields = self._read(line)
+
+    def _warn(self, error: BaseException, fields: Mapping[str, Any], attempt: int) -> None:
+        logger.warning(
+            "%s: %s failed on message %s (attempt %d): %s",
+            self.channel,
+            self.subscriber_id,
+            fields["id"],
+            attempt,
+            describe_error(error),
+            exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+        )
 
     def give_up(
         self, fields: Mapping[str, Any], line: bytes, retries: int, error: BaseException

@@ -5,7 +5,7 @@ The line is built and checked here and nowhere else; ``docs/format.md`` describe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ import orjson
 from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.errors import CorruptRecordError, PayloadError
 from keyop.ids import new_ids
-from keyop.timestamps import parse, whole_second
+from keyop.timestamps import format_ns, parse, whole_second
 
 VERSION = 1
 CRC_MARK = b',"crc":"'
@@ -252,3 +252,35 @@ def constant_part(channel: str, origin: str, payload_type: str) -> str:
         f'Z","channel":"{channel}","origin":{_quoted(origin, "origin")}'
         f',"payload_type":{_quoted(payload_type, "payload_type")}'
     )
+
+
+def encode_again(
+    fields: Mapping[str, Any],
+    channel: str,
+    payload: bytes,
+    time_ns: int,
+    subscriber_id: str | None = None,
+) -> bytes:
+    """Return the line, newline included, of a record that is sent again: as it was, stamped now.
+
+    Args:
+        fields: the record's, as ``decode`` returns them.
+        payload: its payload as it stands in the record.
+        subscriber_id: the only one to get it; without it, everybody.
+
+    Raises:
+        PayloadError: a field cannot be held in a record.
+    """
+    message_id = _quoted(fields["id"], "id")
+    moment = format_ns(time_ns)[:-1]
+    middle = constant_part(channel, fields["origin"], fields["payload_type"])
+    for name in OPTIONAL_TEXT_FIELDS:
+        if fields.get(name):
+            middle += f',"{name}":{_quoted(fields[name], name)}'
+    route = fields.get("route")
+    if route and isinstance(route, list) and all(isinstance(each, str) for each in route):
+        middle += f',"route":[{",".join(_quoted(each, "route") for each in route)}]'
+    if subscriber_id is not None:
+        middle += f',"subscriber":{_quoted(subscriber_id, "subscriber")}'
+    body = f'{{"v":1,"id":{message_id},"ts":"{moment}{middle},"payload":'.encode() + payload
+    return body + b',"crc":"%08x"}\n' % crc32(body)

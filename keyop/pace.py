@@ -13,15 +13,23 @@ SHORTEST_SLEEP_S = 1e-6
 
 
 class Pace:
-    """Counts the time since its owner last gave way. One for each loop."""
+    """Counts the time since its owner last gave way. One for each loop.
 
-    __slots__ = ("_until",)
+    ``until`` is the end of the slice, in ``time.monotonic()`` seconds. Setting it to 0 makes the
+    owner give way after its next piece of work.
+    """
+
+    __slots__ = ("until",)
 
     def __init__(self) -> None:
-        self._until = monotonic() + SLICE_S
+        self.until = monotonic() + SLICE_S
 
     def step(self) -> None:
         """Let the others run if the slice is used up."""
-        if monotonic() > self._until:
-            gevent.sleep(SHORTEST_SLEEP_S)
-            self._until = monotonic() + SLICE_S
+        if monotonic() > self.until:
+            self.give_way()
+
+    def give_way(self) -> None:
+        """Let the others run and begin a new slice."""
+        gevent.sleep(SHORTEST_SLEEP_S)
+        self.until = monotonic() + SLICE_S

@@ -93,8 +93,9 @@ class PayloadRegistry:
     """Which class a payload type is decoded to."""
 
     def __init__(self) -> None:
-        # None stands for a type that was met without being registered: delivered as plain data.
-        self._decoders: dict[str, Decoder | None] = {}
+        # What makes an instance of a type's class. None stands for a type that was met without
+        # being registered: delivered as plain data.
+        self.classes: dict[str, Decoder | None] = {}
 
     def register(self, payload_type: str, cls: Callable[..., Any]) -> None:
         """Decode payloads of this type to ``cls`` from now on.
@@ -113,9 +114,9 @@ class PayloadRegistry:
             raise PayloadError(
                 f"{payload_type}: register a class or another callable, not {type(cls).__name__}"
             )
-        if self._decoders.get(payload_type) is not None:
+        if self.classes.get(payload_type) is not None:
             raise PayloadTypeAlreadyRegisteredError(f"{payload_type!r} is registered already")
-        self._decoders[payload_type] = decoder_for(cls)
+        self.classes[payload_type] = decoder_for(cls)
 
     def decode(self, payload_type: str, payload: Any) -> Any:
         """Return the payload as its class, or as it is where no class is registered.
@@ -124,7 +125,7 @@ class PayloadRegistry:
             Exception: whatever the class raises for a payload that does not fit it.
         """
         try:
-            decoder = self._decoders[payload_type]
+            decoder = self.classes[payload_type]
         except KeyError:
             self._note_unregistered(payload_type)
             return payload
@@ -133,8 +134,8 @@ class PayloadRegistry:
     def _note_unregistered(self, payload_type: str) -> None:
         # Types come from publishers: memory has a bound, in their number and in their size.
         known = payload_type[:_MAX_TYPE_CHARACTERS]
-        if known not in self._decoders and len(self._decoders) < _MAX_TYPES:
-            self._decoders[known] = None
+        if known not in self.classes and len(self.classes) < _MAX_TYPES:
+            self.classes[known] = None
             logger.warning(
                 "payload type %r is not registered; its payloads are delivered as plain data",
                 known,

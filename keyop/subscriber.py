@@ -85,10 +85,12 @@ class Subscription:
         self._offset = 0
         self._saved = -1
         self._saved_at = 0.0
+        self._save_each = not options.flush_interval_s
         self._seek: int | None = None
         self._forget = False
         self._warned_of_lag = False
         self._woken = Event()
+        self._pace = Pace()
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     # -- what it is
@@ -266,7 +268,7 @@ class Subscription:
             )
         self._offset = opened
         look_around = True
-        pace = Pace()
+        pace = self._pace = Pace()
         while not self._stopping.is_set() and self._seek is None:
             self._woken.clear()
             found = self._cursor.read(look_around)
@@ -282,7 +284,9 @@ class Subscription:
                     found = self._pass_over_old(found)
                 self._warn_of_lag(found.start)
                 if self._parallel is None:
-                    self._deliver_lines(found, pace)
+                    self._delivery.deliver_lines(
+                        found.lines, found.start, self._commit, pace, self._may_go_on
+                    )
                 else:
                     self._parallel.deliver(found, pace, self._may_go_on)
             elif self._parallel is not None:
@@ -296,19 +300,6 @@ class Subscription:
 
     def _may_go_on(self) -> bool:
         return not self._stopping.is_set() and self._seek is None
-
-    def _deliver_lines(self, found: Lines, pace: Pace) -> None:
-        deliver, commit = self._delivery.deliver, self._commit
-        stopped = self._stopping.is_set
-        offset = found.start
-        for line in found.lines:
-            if not deliver(line, offset):
-                return
-            offset += len(line) + 1
-            commit(offset)
-            if stopped() or self._seek is not None:
-                return
-            pace.step()
 
     def _pass_over_old(self, found: Lines) -> Lines:
         """Leave out records older than ``max_age``, until the first that is not."""
@@ -345,10 +336,17 @@ class Subscription:
         if self._seek is not None or self._forget:
             return
         self._offset = offset
-        if self._options.flush_interval_s:
+        if not self._save_each:
             self._save_if_due()
-        else:
+            return
+        try:
+            self._offsets.save(offset)
+        except OSError:
             self._save()
+        else:
+            self._saved = offset
+        if self._options.sync_each:
+            self._sync()
 
     def _save_if_due(self) -> float:
         """Save the position at its interval; return the seconds until that is due again."""
@@ -378,9 +376,12 @@ class Subscription:
                     return
         self._saved = self._offset
         if self._options.sync_each:
-            job = self._offsets.sync(self._store.threads.files)
-            if job is not None:
-                job.wait()
+            self._sync()
+
+    def _sync(self) -> None:
+        job = self._offsets.sync(self._store.threads.files)
+        if job is not None:
+            job.wait()
 
     def seek(self, position: Position) -> None:
         """Go on from another position: ``"earliest"``, ``"latest"``, a ``datetime`` or an offset.
@@ -435,6 +436,7 @@ class Subscription:
 
     def _wake(self) -> None:
         self._woken.set()
+        self._pace.until = 0.0  # so that the loop looks after the message it has
         if self._parallel is not None:
             self._parallel.wake()
 

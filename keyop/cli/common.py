@@ -64,6 +64,11 @@ def _be_debugging(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.ensure_object(Settings).debug = True
 
 
+def is_verbose() -> bool:
+    """Whether ``-v`` or ``--debug`` was given."""
+    return logging.getLogger("keyop").level <= logging.INFO
+
+
 def common_options(function: F) -> F:
     """Add ``-v`` and ``--debug``, which may stand before or behind the command's name."""
     flag: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}

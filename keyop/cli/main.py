@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+import gevent
 
 from keyop.cli.common import Settings, common_options, log_to_stderr
 from keyop.cli.output import complain
@@ -18,6 +19,7 @@ from keyop.version import __version__
 
 PROGRAM = "keyop"
 EXIT_FAILURE = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 # As if SIGPIPE had ended it: what ``cat`` and the like do when their reader goes away.
 EXIT_BROKEN_PIPE = 141
@@ -35,6 +37,9 @@ COMMANDS = {
     "demo": "demo",
     "version": "version",
 }
+
+# What click from 8.2 on raises for a group without a command; before, it printed the help itself.
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class LazyGroup(click.Group):
@@ -62,10 +67,14 @@ class LazyGroup(click.Group):
         try:
             with self.make_context(PROGRAM, args, obj=settings) as context:
                 result = self.invoke(context)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except click.exceptions.Exit as end:
             return end.exit_code
         except click.UsageError as error:
+            if isinstance(error, _NO_ARGUMENTS):  # its text is the whole help
+                click.echo(error.format_message(), err=True)
+                return EXIT_USAGE
             path = error.ctx.command_path if error.ctx is not None else PROGRAM
             complain(f"{error.format_message()} (see '{path} --help')")
             return error.exit_code
@@ -139,4 +148,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of ``bin/keyop``."""
+    # A file opened where a standard stream is closed would be taken for it.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    # Ctrl-C may come while everybody waits. It is raised in the main greenlet then, and the hub
+    # is not to report it besides.
+    hub = gevent.get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
     cli()

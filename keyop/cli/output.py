@@ -11,9 +11,10 @@ import click
 import orjson
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
-# What JSON leaves as it is and a terminal obeys or hides: DEL, C1 controls, line separators and
-# marks that reverse the order of the text around them. In JSON they occur inside strings only.
-_UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# What JSON leaves as it is and a terminal obeys, hides or cannot be sent: DEL, C1 controls, line
+# separators, marks that reverse the order of the text around them, halves of surrogate pairs. In
+# JSON they occur inside strings only.
+_UNSEEN = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
@@ -35,6 +36,11 @@ def complain(text: str) -> None:
         pass
 
 
+def shorten(text: str, limit: int) -> str:
+    """Return the beginning of a text, at most ``limit`` characters of it."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def print_line(text: str) -> None:
     """Write one line to stdout, what does not print in it as escapes."""
     click.echo(printable(text))
@@ -48,8 +54,17 @@ def json_line(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":"), default=str).encode() + b"\n"
     if data.isascii() and b"\x7f" not in data:
         return data
-    text = _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", data.decode())
-    return text.encode()
+    # A fragment of somebody else's record may be no UTF-8.
+    return _escape_unseen(data.decode("utf-8", "replace")).encode()
+
+
+def _escape_unseen(text: str) -> str:
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def indented_json(value: Any) -> str:
+    """Return a value as JSON for a person, safe on a terminal."""
+    return _escape_unseen(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def print_json(value: Any) -> None:

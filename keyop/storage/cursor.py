@@ -16,7 +16,7 @@ from keyop.storage.segment import list_starts, record_boundary, segment_path
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 128 << 10
 
 
 class Lines(NamedTuple):

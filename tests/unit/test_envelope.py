@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyop.decode import decode, record_id
+from keyop.decode import EnvelopeReader, decode, record_id
 from keyop.envelope import (
+    OPTIONAL_TEXT_FIELDS,
+    TEXT_FIELDS,
     EnvelopeWriter,
     Message,
     UnknownVersionError,
@@ -500,6 +502,102 @@ class TestReading:
         stored = json.loads(base64.b64decode(case["out_b64"]).decode("utf-8", "replace"))
         for name in ("id", "channel", "origin", "payload_type", "payload"):
             assert fields[name] == stored[name]
+
+
+def reading(read: Callable[[bytes], dict[str, Any]], line: bytes) -> Any:
+    """Return the fields that a message has, or the class of the error."""
+    try:
+        fields = read(line)
+    except CorruptRecordError as error:
+        return type(error)
+    wanted = {*TEXT_FIELDS, *OPTIONAL_TEXT_FIELDS, "payload"}
+    return {name: value for name, value in fields.items() if name in wanted}
+
+
+ODD = [
+    PLAIN,
+    PLAIN.replace(b'"v":1', b'"v":true'),
+    PLAIN.replace(b'"v":1', b'"v":1.0'),
+    PLAIN.replace(b'"v":1', b'"v":2'),
+    PLAIN.replace(b'"id":"i"', b'"id":5'),
+    PLAIN.replace(b'"id":"i"', b'"id":null'),
+    PLAIN.replace(b'05Z"', b'05.1Z"'),
+    PLAIN.replace(b'05Z"', b'05.1234567890Z"'),
+    PLAIN.replace(b'05Z"', b'05.1z"'),
+    PLAIN.replace(b'05Z"', b'05.1"'),
+    PLAIN.replace(b'05Z"', b'05.1xZ"'),
+    PLAIN.replace(b'05Z"', '05.\u0663Z"'.encode()),
+    PLAIN.replace(b'05Z"', b'05,1Z"'),
+    PLAIN.replace(b'"2026-01-02T03:04:05Z"', b"5"),
+    PLAIN.replace(b'"2026-01-02T03:04:05Z"', b"null"),
+    PLAIN.replace(b'"2026-01-02T03:04:05Z"', b'["2026-01-02T03:04:05."]'),
+    PLAIN.replace(b'"c"', b'"d"'),
+    PLAIN.replace(b'"o"', b"[]"),
+    PLAIN.replace(b'"t"', b"{}"),
+    PLAIN.replace(b'"payload":', b'"correlation_id":"x","payload":'),
+    PLAIN.replace(b'"payload":', b'"correlation_id":5,"payload":'),
+    PLAIN.replace(b'"payload":', b'"correlation_id":"x","service_name":"y","payload":'),
+    PLAIN.replace(b'"payload":', b'"service_name":null,"payload":'),
+    PLAIN.replace(b'"payload":', b'"x":1,"payload":'),
+    PLAIN.replace(b'"payload":', b'"x":[{"a":1,"payload":{}}],"payload":'),
+    PLAIN.replace(b'"payload":', b'"x":[' + b'{"a":1,"payload":{}},' * 9 + b'{}],"payload":'),
+    PLAIN.replace(b'"payload":', b'"timestamp":"2020","payload":'),
+    PLAIN.replace(b'"origin":"o",', b""),
+    PLAIN.replace(b'{"k":"v"}', b'"text"'),
+    PLAIN.replace(b'{"k":"v"}', b"[1,2]"),
+    PLAIN.replace(b'{"k":"v"}', b"12"),
+    PLAIN.replace(b'{"k":"v"}', b'1,"channel":"c"'),
+    PLAIN.replace(b'{"k":"v"}', b'{},"channel":{}'),
+    PLAIN.replace(b',"payload":{"k":"v"}', b',"x":{"payload":1}'),
+    PLAIN.replace(b',"payload":{"k":"v"}', b""),
+    PLAIN.replace(b'{"v":1', b'{ "v":1'),
+    PLAIN + b" ",
+]
+
+
+class TestReader:
+    """Whatever it has read before, a reader reads what ``decode`` does."""
+
+    @pytest.mark.parametrize("before", [b"05Z", b"05.5Z", b"06.5Z"], ids=str)
+    @pytest.mark.parametrize("line", ODD, ids=lambda line: repr(line[-40:]))
+    def test_odd_lines(self, line: bytes, before: bytes) -> None:
+        """Sealed, unsealed, or sealed wrongly."""
+        warm = PLAIN.replace(b"05Z", before)
+        for each in (line, sealed(line[:-1]), sealed(line[:-1])[:-3] + b'x"}'):
+            reader = EnvelopeReader()
+            for other in (warm, sealed(warm[:-1])):
+                reader.read(other)
+            assert reading(reader.read, each) == reading(decode, each)
+
+    @pytest.mark.parametrize("line", list(record_samples()))
+    def test_damaged_lines(self, line: bytes) -> None:
+        """Any byte of a record that was read before may be another one."""
+        reader = EnvelopeReader()
+        reader.read(line)
+        assert reading(reader.read, line) == reading(decode, line)
+        for index in range(len(line)):
+            damaged = line[:index] + bytes([line[index] ^ 1 << index % 8]) + line[index + 1 :]
+            assert reading(reader.read, damaged) == reading(decode, damaged)
+
+    def test_other_fields_do_not_become_attributes(self) -> None:
+        """What a message does not have is left out, so that nothing of it is covered."""
+        line = PLAIN.replace(b'"payload":', b'"timestamp":"x","__class__":"y","payload":')
+        for each in (line, sealed(line[:-1])):
+            reader = EnvelopeReader()
+            for _ in range(2):
+                message = make_message(reader.read(each), "c", 0)
+                assert message.timestamp == TestMessage.MOMENT
+                assert type(message) is Message
+
+    def test_several_seconds_and_origins(self) -> None:
+        """Records that alternate are each read right."""
+        reader = EnvelopeReader()
+        for number in range(20):
+            writer = EnvelopeWriter(f"o{number % 3}", FakeClock(number * SECOND + 7))
+            line = writer.encode("c", "t", b'{"n":%d}' % number, "corr" * (number % 2))[1][:-1]
+            fields = reader.read(line)
+            assert (fields["origin"], fields["payload"]) == (f"o{number % 3}", {"n": number})
+            assert fields["ts"] == format_ns(number * SECOND + 7)
 
 
 class TestRecordId:
