@@ -65,6 +65,7 @@ ORDER = [
     "requeue",
     "checking.*",
     "testing",
+    "demo.*",
     "bench.*",
     "cli.*",
 ]
