@@ -17,10 +17,9 @@ from keyop.envelope import Message
 from keyop.errors import CorruptRecordError, KeyopError, OffsetError, SubscriberInUseError
 from keyop.pace import Pace
 from keyop.parallel import ParallelDelivery
+from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor, Lines
-from keyop.storage.locks import FileLock
 from keyop.storage.log import Log
-from keyop.storage.offsets import OffsetFile, lease_path, offset_path, write_offset
 from keyop.storage.position import Position, check_position, resolve
 from keyop.storage.segment import list_segments
 from keyop.storage.store import Store
@@ -73,9 +72,7 @@ class Subscription:
         self._options = options
         self._on_end = on_end
         self._predecessor = predecessor
-        directory = log.offsets_directory
-        self._lease = FileLock(store.fs, lease_path(directory, self.subscriber_id))
-        self._offsets = OffsetFile(store.fs, offset_path(directory, self.subscriber_id))
+        self._claim = Claim(store, log, self.subscriber_id)
         self._cursor = Cursor(store.fs, log.directory, options.max_line_bytes)
         self._parallel = (
             ParallelDelivery(delivery, options.concurrency, options.key, self._commit)
@@ -111,7 +108,7 @@ class Subscription:
     @property
     def active(self) -> bool:
         """Whether it holds the subscriber id; a standby does not yet, a stopped one no longer."""
-        return self._lease.held
+        return self._claim.held
 
     @property
     def running(self) -> bool:
@@ -150,7 +147,7 @@ class Subscription:
             StorageError: the channel cannot be opened.
         """
         self._log.open()
-        if self._predecessor is None and not self._claim() and not self._options.standby:
+        if self._predecessor is None and not self._take() and not self._options.standby:
             raise SubscriberInUseError(
                 f"{self.subscriber_id!r} already subscribes to {self.channel!r}, here or in "
                 "another process; stop it, choose another id, or wait with standby=True"
@@ -158,45 +155,16 @@ class Subscription:
         self._greenlet = gevent.spawn(self._run)
         self._greenlet.name = f"keyop-subscriber-{self.channel}-{self.subscriber_id}"
 
-    def _claim(self, must_exist: bool = False) -> bool:
-        """Take the lease and the position; return whether the lease was free."""
-        start = self._options.start
-
-        def claim() -> int | None:
-            self._store.make_offsets_directory(self.channel)
-            if not self._lease.try_acquire():
-                return None
-            try:
-                offset = self._offsets.open()
-                if offset is None and must_exist:
-                    raise OffsetError(f"{self._offsets.path} is gone: somebody unsubscribed")
-                if offset is None:
-                    offset = resolve(
-                        self._fs, self._log.directory, start, self._options.max_line_bytes
-                    )
-                    write_offset(self._fs, self._offsets.path, offset, self._options.durable)
-                    self._offsets.open()
-                return offset
-            except BaseException:
-                self._lease.release()
-                raise
-
-        def undo(offset: int | None) -> None:
-            if offset is not None:
-                self._offsets.close()
-                self._lease.release()
-
-        try:
-            offset = self._log.run_locked(claim, undo)
-        except OSError as error:
-            raise OffsetError(
-                f"the position of {self.subscriber_id!r} in {self.channel!r} cannot be kept: "
-                f"{error.filename or self._offsets.path}: {error.strerror}"
-            ) from error
+    def _take(self, must_exist: bool = False) -> bool:
+        """Take the id and its position; return whether the id was free."""
+        options = self._options
+        offset = self._claim.take(
+            lambda: resolve(self._fs, self._log.directory, options.start, options.max_line_bytes),
+            must_exist,
+        )
         if offset is None:
             return False
         self._offset = offset
-        self._store.positions.add(self._offsets)
         return True
 
     def _wait_for_lease(self) -> bool:
@@ -205,7 +173,7 @@ class Subscription:
             self._predecessor.join()
         while not self._stopping.is_set():
             try:
-                if self._claim(must_exist=True):
+                if self._take(must_exist=True):
                     return True
             except OffsetError as error:
                 logger.warning(
@@ -221,7 +189,7 @@ class Subscription:
 
     def _run(self) -> None:
         try:
-            if not self._lease.held and not self._wait_for_lease():
+            if not self._claim.held and not self._wait_for_lease():
                 return
             self._log.readers.events.add(self._woken)
             self._store.watcher.watch(self._log.directory, self._log.readers)
@@ -340,7 +308,7 @@ class Subscription:
             self._save_if_due()
             return
         try:
-            self._offsets.save(offset)
+            self._claim.save(offset)
         except OSError:
             self._save()
         else:
@@ -363,12 +331,12 @@ class Subscription:
         self._saved_at = time.monotonic()
         while True:
             try:
-                self._offsets.save(self._offset)
+                self._claim.save(self._offset)
                 break
             except OSError as error:
                 logger.error(
                     "%s cannot be written, so %s waits: %s",
-                    self._offsets.path,
+                    self._claim.path,
                     self.subscriber_id,
                     error,
                 )
@@ -379,7 +347,7 @@ class Subscription:
             self._sync()
 
     def _sync(self) -> None:
-        job = self._offsets.sync(self._store.threads.files)
+        job = self._claim.sync()
         if job is not None:
             job.wait()
 
@@ -403,7 +371,7 @@ class Subscription:
         try:
             offset = resolve(self._fs, self._log.directory, wanted, self._options.max_line_bytes)
             self._seek = offset
-            self._offsets.save(offset)
+            self._claim.save(offset)
         except OSError as error:
             raise OffsetError(f"{self.channel}: cannot seek: {error}") from error
         self._saved = offset
@@ -463,18 +431,11 @@ class Subscription:
         if self._parallel is not None:
             self._parallel.kill()
         self._cursor.close()
-        if self._lease.held:
+        if self._claim.held:
             self._stopping.set()
-            if self._forget:
-                try:
-                    self._fs.unlink(self._offsets.path)
-                except OSError as error:
-                    logger.error("%s cannot be deleted: %s", self._offsets.path, error)
-            else:
+            if not self._forget:
                 self._save()
-            self._store.positions.discard(self._offsets)
-            self._offsets.close()
-            self._lease.release()
+            self._claim.release(self._forget)
         self._on_end(self)
 
     def drop_in_child(self) -> None:

@@ -1,0 +1,233 @@
+"""The subscriptions of one messenger: checking what is asked for, making them, ending them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+
+from gevent.event import Event
+
+from keyop.clock import Clock
+from keyop.config import Config
+from keyop.deadletter import DeadLetterWriter, max_dead_letter_bytes
+from keyop.delivery import Delivery, Handler, RetryPolicy
+from keyop.envelope import EnvelopeWriter, Message
+from keyop.errors import (
+    MessengerClosedError,
+    PublishTimeoutError,
+    StorageError,
+    SubscriberInUseError,
+)
+from keyop.names import dead_letter_channel, is_dead_letter
+from keyop.payloads import PayloadRegistry
+from keyop.storage.locks import FileLock
+from keyop.storage.offsets import lease_path, offset_path
+from keyop.storage.position import Position, check_position
+from keyop.storage.store import Store
+from keyop.subscriber import Subscription, SubscriptionOptions
+
+logger = logging.getLogger(__name__)
+
+# A dead letter is tried for so long at once, so that a stop is noticed on a full disk.
+_DEAD_LETTER_TRY_S = 0.5
+
+
+def check_options(
+    config: Config,
+    channel: str,
+    start: Position,
+    max_age: float | timedelta | None,
+    concurrency: int,
+    key: Callable[[Message], object] | None,
+    standby: bool,
+) -> SubscriptionOptions:
+    """Return how a subscription starts and saves, from arguments of a user's.
+
+    Raises:
+        ValueError, TypeError: one of them makes no sense.
+    """
+    if key is not None and not callable(key):
+        raise TypeError(f"key must be callable, not {type(key).__name__}")
+    storage = config.storage
+    limit = storage.max_record_bytes
+    return SubscriptionOptions(
+        start=check_position(start),
+        not_before=_oldest(max_age),
+        concurrency=_whole(concurrency, "concurrency", 1),
+        key=key,
+        standby=standby,
+        flush_interval_s=storage.offset_flush_interval_ms / 1000,
+        sync_each=storage.sync_policy == "always",
+        max_line_bytes=max_dead_letter_bytes(limit) if is_dead_letter(channel) else limit,
+        durable=storage.sync_policy != "none",
+        lag_warning_bytes=storage.max_subscriber_lag_mb << 20,
+    )
+
+
+def check_policy(
+    config: Config, max_retries: int | None, retry_backoff: tuple[float, float] | None
+) -> RetryPolicy:
+    """Return how failures are retried; what is None is as configured.
+
+    Raises:
+        ValueError, TypeError: one of the arguments makes no sense.
+    """
+    defaults = config.subscribers
+    if retry_backoff is None:
+        base_s, max_s = (
+            defaults.retry_backoff_base_ms / 1000,
+            defaults.retry_backoff_max_ms / 1000,
+        )
+    else:
+        base_s, max_s = retry_backoff
+        if not 0 <= base_s <= max_s:
+            raise ValueError(
+                f"retry_backoff={retry_backoff!r}: use (base_s, max_s), 0 ≤ base_s ≤ max_s"
+            )
+    retries = defaults.max_retries if max_retries is None else max_retries
+    return RetryPolicy(_whole(retries, "max_retries", 0), base_s, max_s)
+
+
+def _oldest(max_age: float | timedelta | None) -> datetime | None:
+    if max_age is None:
+        return None
+    age = max_age if isinstance(max_age, timedelta) else timedelta(seconds=max_age)
+    if age < timedelta(0):
+        raise ValueError(f"max_age={max_age!r} must not be negative")
+    return datetime.now(timezone.utc) - age
+
+
+def _whole(value: int, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number from {least} on")
+    return value
+
+
+class Subscriptions:
+    """All subscriptions of one messenger, standbys included, until they have ended."""
+
+    def __init__(
+        self, store: Store, registry: PayloadRegistry, writer: EnvelopeWriter, clock: Clock
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._writer = writer
+        self._clock = clock
+        self._by_name: dict[tuple[str, str], list[Subscription]] = {}
+
+    def all(self) -> list[Subscription]:
+        """Return those that have not ended."""
+        return [each for group in self._by_name.values() for each in group]
+
+    def add(
+        self,
+        channel: str,
+        subscriber_id: str,
+        handler: Handler,
+        policy: RetryPolicy,
+        options: SubscriptionOptions,
+    ) -> Subscription:
+        """Make a subscription and start it.
+
+        Raises:
+            SubscriberInUseError, OffsetError, StorageError: as ``Subscription.start``.
+        """
+        group = self._by_name.setdefault((channel, subscriber_id), [])
+        predecessor = None
+        for each in list(group):
+            if each.stopping and each.owns_current_greenlet():
+                predecessor = each  # its handler, which called us, has to return first
+            elif each.stopping:
+                each.join()
+        stopping = Event()
+        subscription = Subscription(
+            self._store,
+            self._store.log(channel),
+            Delivery(
+                channel,
+                subscriber_id,
+                handler,
+                self._registry,
+                policy,
+                self._dead_letter_writer(channel, subscriber_id),
+                options.max_line_bytes,
+                stopping,
+            ),
+            stopping,
+            options,
+            self._forget,
+            predecessor,
+        )
+        group = self._by_name.setdefault((channel, subscriber_id), [])
+        group.append(subscription)
+        try:
+            subscription.start()
+        except BaseException:
+            self._forget(subscription)
+            raise
+        return subscription
+
+    def _forget(self, subscription: Subscription) -> None:
+        name = (subscription.channel, subscription.subscriber_id)
+        group = self._by_name.get(name, [])
+        if subscription in group:
+            group.remove(subscription)
+        if not group:
+            self._by_name.pop(name, None)
+
+    def _dead_letter_writer(self, channel: str, subscriber_id: str) -> DeadLetterWriter | None:
+        if is_dead_letter(channel):
+            return None
+
+        def append(line: bytes) -> None:
+            try:
+                self._store.log(dead_letter_channel(channel)).append(
+                    line, time.monotonic() + _DEAD_LETTER_TRY_S
+                )
+            except (PublishTimeoutError, MessengerClosedError) as error:
+                if not error.written:
+                    raise
+
+        return DeadLetterWriter(channel, subscriber_id, self._writer, append, self._clock)
+
+    def remove(self, channel: str, subscriber_id: str) -> None:
+        """Stop a subscriber and its standbys, and forget its position.
+
+        Raises:
+            SubscriberInUseError: another process holds the id; nothing was changed.
+            StorageError: the position cannot be deleted.
+        """
+        held = False
+        for each in list(self._by_name.get((channel, subscriber_id), [])):
+            held = held or each.active
+            if not each.active:
+                logger.warning("%s: the standby of %s stops: unsubscribed", channel, subscriber_id)
+            each.request_stop(forget=True)
+            if not each.owns_current_greenlet():
+                each.stop()
+        if not held:
+            self._forget_position(channel, subscriber_id)
+
+    def _forget_position(self, channel: str, subscriber_id: str) -> None:
+        fs = self._store.fs
+        directory = self._store.offsets_directory(channel)
+        lease = FileLock(fs, lease_path(directory, subscriber_id))
+        try:
+            if not fs.is_dir(directory):
+                return
+            if not lease.try_acquire():
+                raise SubscriberInUseError(
+                    f"{subscriber_id!r} of {channel!r} runs in another process; stop it there first"
+                )
+            try:
+                fs.unlink(offset_path(directory, subscriber_id))
+            except FileNotFoundError:
+                pass
+            finally:
+                lease.release()
+        except OSError as error:
+            raise StorageError(
+                f"the position of {subscriber_id!r} in {channel!r} cannot be deleted: {error}"
+            ) from error
