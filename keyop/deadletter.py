@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ import orjson
 
 from keyop.clock import Clock
 from keyop.envelope import CRC_MARK, CRC_SUFFIX_BYTES, EnvelopeWriter
-from keyop.names import dead_letter_channel
+from keyop.errors import MessengerClosedError, PublishTimeoutError
+from keyop.names import dead_letter_channel, is_dead_letter
+from keyop.storage.store import Store
 from keyop.timestamps import format_ns
 
 logger = logging.getLogger(__name__)
@@ -20,6 +23,8 @@ PAYLOAD_TYPE = "com.keyop.messenger.DeadLetterPayload"
 # Beside a record of the greatest size, so much of an error and of the wrapping fits.
 _MAX_ERROR_CHARACTERS = 4096
 EXTRA_BYTES = 64 << 10
+# One is tried for so long at once, so that a stop is noticed on a full disk.
+_TRY_S = 0.5
 
 
 def max_dead_letter_bytes(max_record_bytes: int) -> int:
@@ -116,3 +121,24 @@ class DeadLetterWriter:
             message_id,
             reason,
         )
+
+
+def dead_letter_writer(
+    store: Store, channel: str, subscriber_id: str, writer: EnvelopeWriter, clock: Clock
+) -> DeadLetterWriter | None:
+    """Return what keeps the messages of a channel that cannot be handled.
+
+    None for a channel that holds dead letters itself: they never make others.
+    """
+    if is_dead_letter(channel):
+        return None
+
+    def append(line: bytes) -> None:
+        log = store.log(dead_letter_channel(channel))
+        try:
+            log.append(line, time.monotonic() + _TRY_S)
+        except (PublishTimeoutError, MessengerClosedError) as error:
+            if not error.written:
+                raise
+
+    return DeadLetterWriter(channel, subscriber_id, writer, append, clock)

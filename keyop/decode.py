@@ -46,7 +46,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
     Source: docs/format.md, "Record".
     """
-    fields = _split(_checked(line))
+    fields = _split(strip_checksum(line))
     version = fields.get("v")
     if type(version) is not int:
         raise CorruptRecordError(f"the version is {version!r}, not a number")
@@ -68,7 +68,7 @@ def decode(line: bytes) -> dict[str, Any]:
     return fields
 
 
-def _checked(line: bytes) -> bytes:
+def strip_checksum(line: bytes) -> bytes:
     """Return a line without its checksum, if it has one and that is right."""
     if line[-18:-10] != CRC_MARK:
         return line
@@ -153,7 +153,7 @@ class EnvelopeReader:
                 if fields["crc"] != f"{crc32(line[:-18]):08x}":
                     raise CorruptRecordError("the checksum does not match")
             else:
-                fields = _split(_checked(line))
+                fields = _split(strip_checksum(line))
                 count = _PLAIN_COUNT - 1 if type(fields["v"]) is int and fields["v"] == 1 else 0
             stamp = fields["ts"]
             if (
@@ -190,7 +190,7 @@ def record_id(line: bytes) -> str | None:
     """
     if line.startswith(_HEAD) and line[-18:-10] == CRC_MARK:
         try:
-            _checked(line)
+            strip_checksum(line)
         except CorruptRecordError:
             return None
         text = line[len(_HEAD) : line.find(b'"', len(_HEAD))]

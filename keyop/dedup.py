@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -39,20 +40,35 @@ class Window:
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._cursor = Cursor(fs, directory, max_line_bytes)
         self._filled = False
+        # A window that is asked all the time keeps its descriptor.
+        self.keep_open = False
         self._following: Any = Semaphore(1)
         self.pending: dict[str, Event] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def contains(self, message_id: str) -> bool:
-        """Tell whether the id was seen; if so, it counts as used now.
+    def refresh(self) -> None:
+        """Take in what was appended since the last look, by whichever process.
 
         Raises:
             OSError: the log cannot be read.
         """
         with self._following:  # reading the tail lets others run
             self._follow()
+
+    def wrote(self, ids: Iterable[str], size: int, end: int) -> None:
+        """Take in what this process has just appended, without reading it again.
+
+        Args:
+            size: of the appended records, in bytes, which end at the offset ``end``.
+        """
+        if self._cursor.skip_to(end - size, end):
+            for message_id in ids:
+                self._add(message_id)
+
+    def contains(self, message_id: str) -> bool:
+        """Tell whether the id was seen, as of the last refresh; if so, it counts as used now."""
         if message_id not in self._ids:
             return False
         self._ids.move_to_end(message_id)
@@ -73,6 +89,7 @@ class Window:
         """
         while True:
             try:
+                self.refresh()
                 if self.contains(message_id):
                     return False
             except OSError as error:
@@ -83,6 +100,11 @@ class Window:
             timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not writing.wait(timeout_s):
                 raise PublishTimeoutError(f"{message_id!r} is being written by another greenlet")
+        self.hold(message_id, claims)
+        return True
+
+    def hold(self, message_id: str, claims: ExitStack) -> None:
+        """Tell others that the id is being written, until ``claims`` ends."""
         written = self.pending[message_id] = Event()
 
         def end() -> None:
@@ -90,10 +112,8 @@ class Window:
             written.set()
 
         claims.callback(end)
-        return True
 
     def _follow(self) -> None:
-        """Take in what was appended since the last look, by whichever process."""
         if not self._filled:
             segments = list_segments(self._fs, self._directory)
             if not segments:
@@ -110,7 +130,12 @@ class Window:
                             self._add(message_id)
                 pace.step()
         finally:
-            self._cursor.close()
+            if not self.keep_open:
+                self._cursor.close()
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._cursor.close()
 
     def _add(self, message_id: str) -> None:
         self._ids[message_id] = None
@@ -139,5 +164,10 @@ class Dedup:
             oldest = next(iter(self._windows))
             if oldest == directory or self._windows[oldest].pending:
                 break
-            del self._windows[oldest]
+            self._windows.pop(oldest).close()
         return window
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        for window in self._windows.values():
+            window.close()

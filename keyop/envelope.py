@@ -116,7 +116,7 @@ def check_message_id(value: object) -> str:
     return message_id
 
 
-def _quoted(value: str, field: str) -> str:
+def quoted(value: str, field: str) -> str:
     try:
         return orjson.dumps(check_text(value, field)).decode()
     except TypeError as error:  # a lone surrogate
@@ -167,7 +167,7 @@ class EnvelopeWriter:
             except IndexError:
                 message_id = quoted_id = self.new_id()
         else:
-            quoted_id = _quoted(check_message_id(message_id), "message_id")[1:-1]
+            quoted_id = quoted(check_message_id(message_id), "message_id")[1:-1]
         now = self._time_ns()
         fraction = now - self._second_ns
         if not 0 < fraction < 1_000_000_000:
@@ -240,17 +240,17 @@ class EnvelopeWriter:
     ) -> str:
         middle = constant_part(channel, self._origin if origin is None else origin, payload_type)
         if correlation_id:
-            middle += f',"correlation_id":{_quoted(correlation_id, "correlation_id")}'
+            middle += f',"correlation_id":{quoted(correlation_id, "correlation_id")}'
         if service_name:
-            middle += f',"service_name":{_quoted(service_name, "service_name")}'
+            middle += f',"service_name":{quoted(service_name, "service_name")}'
         return middle + ',"payload":'
 
 
 def constant_part(channel: str, origin: str, payload_type: str) -> str:
     """Return what stands between the digits of the stamp and the optional fields."""
     return (
-        f'Z","channel":"{channel}","origin":{_quoted(origin, "origin")}'
-        f',"payload_type":{_quoted(payload_type, "payload_type")}'
+        f'Z","channel":"{channel}","origin":{quoted(origin, "origin")}'
+        f',"payload_type":{quoted(payload_type, "payload_type")}'
     )
 
 
@@ -271,16 +271,16 @@ def encode_again(
     Raises:
         PayloadError: a field cannot be held in a record.
     """
-    message_id = _quoted(fields["id"], "id")
+    message_id = quoted(fields["id"], "id")
     moment = format_ns(time_ns)[:-1]
     middle = constant_part(channel, fields["origin"], fields["payload_type"])
     for name in OPTIONAL_TEXT_FIELDS:
         if fields.get(name):
-            middle += f',"{name}":{_quoted(fields[name], name)}'
+            middle += f',"{name}":{quoted(fields[name], name)}'
     route = fields.get("route")
     if route and isinstance(route, list) and all(isinstance(each, str) for each in route):
-        middle += f',"route":[{",".join(_quoted(each, "route") for each in route)}]'
+        middle += f',"route":[{",".join(quoted(each, "route") for each in route)}]'
     if subscriber_id is not None:
-        middle += f',"subscriber":{_quoted(subscriber_id, "subscriber")}'
+        middle += f',"subscriber":{quoted(subscriber_id, "subscriber")}'
     body = f'{{"v":1,"id":{message_id},"ts":"{moment}{middle},"payload":'.encode() + payload
     return body + b',"crc":"%08x"}\n' % crc32(body)

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
 from gevent.event import Event
 
 from keyop.clock import Clock
 from keyop.config import Config
-from keyop.deadletter import DeadLetterWriter, max_dead_letter_bytes
+from keyop.deadletter import dead_letter_writer, max_dead_letter_bytes
 from keyop.delivery import Delivery, Handler, RetryPolicy
 from keyop.envelope import EnvelopeWriter, Message
 from keyop.errors import (
-    MessengerClosedError,
-    PublishTimeoutError,
     StorageError,
     SubscriberInUseError,
 )
-from keyop.names import dead_letter_channel, is_dead_letter
+from keyop.names import is_dead_letter
 from keyop.payloads import PayloadRegistry
-from keyop.storage.locks import FileLock
-from keyop.storage.offsets import lease_path, offset_path
+from keyop.storage.claim import remove_position
 from keyop.storage.position import Position, check_position
 from keyop.storage.store import Store
 from keyop.subscriber import Subscription, SubscriptionOptions
 
 logger = logging.getLogger(__name__)
-
-# A dead letter is tried for so long at once, so that a stop is noticed on a full disk.
-_DEAD_LETTER_TRY_S = 0.5
 
 
 def check_options(
@@ -151,7 +145,7 @@ class Subscriptions:
                 handler,
                 self._registry,
                 policy,
-                self._dead_letter_writer(channel, subscriber_id),
+                dead_letter_writer(self._store, channel, subscriber_id, self._writer, self._clock),
                 options.max_line_bytes,
                 stopping,
             ),
@@ -177,21 +171,6 @@ class Subscriptions:
         if not group:
             self._by_name.pop(name, None)
 
-    def _dead_letter_writer(self, channel: str, subscriber_id: str) -> DeadLetterWriter | None:
-        if is_dead_letter(channel):
-            return None
-
-        def append(line: bytes) -> None:
-            try:
-                self._store.log(dead_letter_channel(channel)).append(
-                    line, time.monotonic() + _DEAD_LETTER_TRY_S
-                )
-            except (PublishTimeoutError, MessengerClosedError) as error:
-                if not error.written:
-                    raise
-
-        return DeadLetterWriter(channel, subscriber_id, self._writer, append, self._clock)
-
     def remove(self, channel: str, subscriber_id: str) -> None:
         """Stop a subscriber and its standbys, and forget its position.
 
@@ -213,20 +192,17 @@ class Subscriptions:
     def _forget_position(self, channel: str, subscriber_id: str) -> None:
         fs = self._store.fs
         directory = self._store.offsets_directory(channel)
-        lease = FileLock(fs, lease_path(directory, subscriber_id))
         try:
             if not fs.is_dir(directory):
                 return
-            if not lease.try_acquire():
+            log = self._store.log(channel)
+            removed = log.run_locked(
+                partial(remove_position, self._store, channel, subscriber_id), lambda _: None
+            )
+            if not removed:
                 raise SubscriberInUseError(
                     f"{subscriber_id!r} of {channel!r} runs in another process; stop it there first"
                 )
-            try:
-                fs.unlink(offset_path(directory, subscriber_id))
-            except FileNotFoundError:
-                pass
-            finally:
-                lease.release()
         except OSError as error:
             raise StorageError(
                 f"the position of {subscriber_id!r} in {channel!r} cannot be deleted: {error}"

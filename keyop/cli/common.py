@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -18,6 +17,7 @@ from keyop.inspection import DataDirectory
 
 DATA_DIR_VARIABLE = "KEYOP_DATA_DIR"
 DEFAULT_DATA_DIR = "./keyop-data"
+_COMMON_FLAGS = ("-v", "--verbose", "--debug")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,20 +30,32 @@ class Settings:
 
 
 class StderrHandler(logging.Handler):
-    """Writes ``keyop: warning: text`` to whatever stderr is at that moment."""
+    """Writes ``keyop: warning: text`` to whatever stderr is at that moment.
+
+    ``latest`` is the text of the latest one.
+    """
+
+    latest = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; control characters in it are escaped."""
-        complain(f"{record.levelname.lower()}: {record.getMessage()}")
+        self.latest = record.getMessage()
+        complain(f"{record.levelname.lower()}: {self.latest}")
         if record.exc_info and logging.getLogger("keyop").level <= logging.DEBUG:
-            sys.stderr.write(logging.Formatter().formatException(record.exc_info) + "\n")
+            click.echo(logging.Formatter().formatException(record.exc_info), err=True)
 
 
 _handler = StderrHandler()
 
 
+def was_logged(text: str) -> bool:
+    """Whether the library itself said this just now, so that it need not be said again."""
+    return _handler.latest == text
+
+
 def log_to_stderr() -> None:
     """Have the library's warnings written to stderr; ``-v`` and ``--debug`` ask for more."""
+    _handler.latest = ""
     library = logging.getLogger("keyop")
     library.setLevel(logging.WARNING)
     if _handler not in library.handlers:
@@ -147,6 +159,10 @@ class ListByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``list`` in front of arguments that do not begin with a command."""
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
+        flags = 0
+        while flags < len(args) and args[flags] in _COMMON_FLAGS:
+            flags += 1
+        rest = args[flags:]
+        if not rest or (rest[0] not in self.commands and rest[0] not in ctx.help_option_names):
+            rest = ["list", *rest]
+        return super().parse_args(ctx, [*args[:flags], *rest])

@@ -71,27 +71,25 @@ def command(file: str | None, limit: int, directory: str | None, as_json: bool) 
 
 
 def _run(directory: str, source: Source, quiet: bool) -> Outcome:
-    if not quiet:
-        print_line(f"{source.lines:,} lines of {source.name}, to two subscribers:")
+    if quiet:
+        return Demo(directory, source, lambda delivered: None, lambda note: None).run()
+    print_line(f"{source.lines:,} lines of {source.name}, to two subscribers:")
     shown = 0.0
-    bar = click.progressbar(
-        length=2 * source.lines, label="delivered", file=sys.stderr, show_pos=True, hidden=quiet
-    )
     notes: list[str] = []
-    with bar:
+    total = 2 * source.lines
+    with click.progressbar(length=total, label="delivered", file=sys.stderr, show_pos=True) as bar:
 
         def progress(delivered: int) -> None:
             nonlocal shown
             now = time.monotonic()
-            if now - shown > _SHOW_EVERY_S or delivered == 2 * source.lines:
+            if now - shown > _SHOW_EVERY_S or delivered == total:
                 shown = now
                 bar.update(delivered - bar.pos)
 
         outcome = Demo(directory, source, progress, notes.append).run()
-        bar.update(2 * source.lines - bar.pos)
-    if not quiet:
-        for note in notes:
-            print_line(note)
+        bar.update(total - bar.pos)
+    for note in notes:
+        print_line(note)
     return outcome
 
 

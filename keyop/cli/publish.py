@@ -9,7 +9,7 @@ import orjson
 
 from keyop.cli.common import config_options
 from keyop.cli.lines import LineError, LineTooLongError, as_value, read_chunks
-from keyop.cli.output import complain
+from keyop.cli.output import complain, plural
 from keyop.config import Config
 from keyop.errors import PayloadError, RecordTooLargeError
 from keyop.messenger import Messenger
@@ -69,7 +69,7 @@ def command(
             sender.send_stdin()
         finally:
             if not quiet:
-                complain(f"published {sender.count:,} messages to {channel}")
+                complain(f"published {plural(sender.count, 'message')} to {channel}")
 
 
 def parse_argument(payload: str) -> object:

@@ -111,3 +111,27 @@ class Claim:
         self._store.positions.discard(self._file)
         self._file.close()
         self._lease.release()
+
+
+def remove_position(store: Store, channel: str, position_id: str) -> bool:
+    """Delete a position that nobody holds; return False, and change nothing, if somebody does.
+
+    To be called under the channel's lock: otherwise whoever starts just then would find the lease
+    taken by somebody who wants only to look.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    directory = store.offsets_directory(channel)
+    lease = FileLock(store.fs, lease_path(directory, position_id))
+    if not lease.try_acquire():
+        return False
+    try:
+        store.fs.unlink(offset_path(directory, position_id))
+        if store.options.log.durable:
+            store.fs.fsync_dir(directory)
+    except FileNotFoundError:
+        pass
+    finally:
+        lease.release()
+    return True

@@ -176,6 +176,18 @@ class Cursor:
             return False
         return True
 
+    def skip_to(self, position: int, end: int) -> bool:
+        """Move from ``position`` to ``end`` without reading; return whether that was possible.
+
+        It is only where the cursor stands at the position, in the segment that holds both.
+        """
+        if self._fd < 0 or self.position != position:
+            return False
+        if self._fs.lseek(self._fd, 0, os.SEEK_END) < end - self._start:
+            return False
+        self.position = end
+        return True
+
     def close(self) -> None:
         """Give the descriptor back; reading goes on at ``position``."""
         fd, self._fd = self._fd, -1

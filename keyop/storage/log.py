@@ -75,6 +75,7 @@ class Log:
         fs: FileSystem,
         threads: LogThreads,
         closing: Closing,
+        opened: Event,
     ) -> None:
         self.channel = channel
         self.directory = directory
@@ -90,8 +91,10 @@ class Log:
         self._files = threads.files
         self._lock = ChannelLock(fs, f"{directory}/{LOCK_NAME}", threads.locks)
         self._closing = closing
+        self._opened = opened
         self._segment: ActiveSegment | None = None
         self._directory_made = False
+        self._looked_at: object = None
         self._failure: str | None = None
         self._failed_start = -1
         self._wanted = Event()
@@ -119,6 +122,18 @@ class Log:
     def needs_sync(self) -> bool:
         """Whether bytes were written that no sync under way covers."""
         return self._segment is not None and self._segment.dirty
+
+    def has_grown(self) -> bool:
+        """Tell whether the log may have grown since this was asked last, by whichever process."""
+        segment, lock = self._segment, self._lock
+        if segment is None:
+            return True
+        try:
+            seen = (lock.hint[:HINT_BYTES], self._lseek(segment.fd, 0, _SEEK_END))
+        except OSError:
+            return True
+        before, self._looked_at = self._looked_at, seen
+        return seen != before
 
     # -- opening
 
@@ -426,6 +441,8 @@ class Log:
                     self._segment = ActiveSegment(self._fs, job.value, self._sync_failed)
                     if segment is not None:
                         segment.release()
+                    else:
+                        self._opened.set()
             finally:
                 self._lock.release()
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from gevent.event import Event
+from typing import Protocol
+
+
+class Wakeable(Protocol):
+    """What can be told that there may be something new: a gevent ``Event``, or the like of one."""
+
+    def set(self) -> None:
+        """There may be something; must not wait."""
 
 
 class Readers:
@@ -11,7 +18,7 @@ class Readers:
     __slots__ = ("events",)
 
     def __init__(self) -> None:
-        self.events: set[Event] = set()
+        self.events: set[Wakeable] = set()
 
     def wake(self) -> None:
         """Let every reader look for new records."""

@@ -63,6 +63,8 @@ class Store:
         self.closing = Closing(Event(), Event())
         self.positions: set[OffsetFile] = set()
         self._logs: dict[str, Log] = {}
+        # Set when a channel was opened here, which may have created it.
+        self.opened_channel = Event()
         self._offsets_directories: set[str] = set()
         self._max_open = _max_open_logs()
         self._last_ends: dict[Log, int] = {}
@@ -132,6 +134,7 @@ class Store:
                 self.fs,
                 self.threads,
                 self.closing,
+                self.opened_channel,
             )
             if len(self._logs) > self._max_open:
                 self._close_idle()

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import struct
+import warnings
 from typing import Any
 
 import gevent
@@ -44,8 +45,7 @@ class Watcher:
             return True
         if self._manager is None and not self._start():
             return False
-        import pyinotify
-
+        pyinotify = _pyinotify()
         mask = pyinotify.IN_MODIFY | pyinotify.IN_CREATE | pyinotify.IN_MOVED_TO
         try:
             descriptor = self._manager.add_watch(directory, mask, quiet=False)[directory]
@@ -73,9 +73,7 @@ class Watcher:
         if not self._available:
             return False
         try:
-            import pyinotify
-
-            self._manager = pyinotify.WatchManager()
+            self._manager = _pyinotify().WatchManager()
         except (ImportError, OSError, RuntimeError) as error:
             # Not Linux, or too many inotify instances: said once, then the poll serves.
             self._available = False
@@ -131,3 +129,11 @@ class Watcher:
             self._io.stop()
             os.close(self._fd)
             self._manager = None
+
+
+def _pyinotify() -> Any:
+    """Return the module, which imports one that Python has deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import pyinotify
+    return pyinotify

@@ -1,0 +1,1 @@
+"""Verifying a whole data directory, and mending what can be mended without losing anything."""
