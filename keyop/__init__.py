@@ -3,6 +3,8 @@
 ``Messenger`` is where to begin. ``docs/`` explains what may be relied on.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from keyop.config import (
     AllowedPeer,
     AuditConfig,
@@ -48,6 +50,9 @@ from keyop.stats import ChannelStats, Stats, SubscriberStats
 from keyop.subscriber import Subscription
 from keyop.version import __version__
 
+if TYPE_CHECKING:
+    from keyop.federation.ephemeral import EphemeralMessenger
+
 __all__ = [
     "AllowedPeer",
     "AuditConfig",
@@ -60,6 +65,7 @@ __all__ = [
     "CorruptRecordError",
     "DedupConfig",
     "EphemeralClosedError",
+    "EphemeralMessenger",
     "FederationConfig",
     "ForkedError",
     "HandshakeRejectedError",
@@ -93,3 +99,12 @@ __all__ = [
     "correlation_id",
     "service_name",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is for federation alone when it is first asked for: it takes a while."""
+    if name == "EphemeralMessenger":
+        from keyop.federation.ephemeral import EphemeralMessenger
+
+        return EphemeralMessenger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

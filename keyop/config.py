@@ -217,7 +217,15 @@ class Config(Part):
                 problems, all of them listed.
         """
         data, duplicates = read_yaml(path)
-        return check(cls, data, "", os.fsdecode(path), duplicates)
+        config = check(cls, data, "", os.fsdecode(path), duplicates)
+        object.__setattr__(config, "_path", os.path.abspath(os.fsdecode(path)))
+        return config
+
+    @property
+    def path(self) -> str:
+        """The file that it was loaded from; empty if it was not."""
+        path: str = getattr(self, "_path", "")
+        return path
 
     def instance_name(self) -> str:
         """Return ``name``; else the common name in ``tls.cert``; else the host name.

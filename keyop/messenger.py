@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import FrameType, TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import gevent
 from gevent.monkey import get_original
@@ -41,12 +41,18 @@ from keyop.storage.store import Store, StoreOptions
 from keyop.subscriber import Subscription
 from keyop.subscriptions import Subscriptions, check_options, check_policy
 
+if TYPE_CHECKING:
+    from keyop.federation.federation import Federation
+    from keyop.federation.reload import Reloader
+
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0
 # Of the time to close, so much is kept for flushing after handlers were killed.
 _FLUSH_SHARE = 0.2
 _MAX_FLUSH_S = 1.0
+# How long peers are given to take their leave.
+_GOODBYE_S = 3.0
 
 # Under monkey patching, threading's own would tell greenlets apart, not threads.
 _get_ident = get_original("_thread", "get_ident")
@@ -85,6 +91,8 @@ class Messenger:
         self._pid = 0
         self._thread = 0
         self._store: Store | None = None
+        self._federation: Federation | None = None
+        self._reloader: Reloader | None = None
         self._closer: gevent.Greenlet[..., None] | None = None
 
     # -- life
@@ -99,7 +107,7 @@ class Messenger:
     @property
     def hub_addr(self) -> str:
         """Where the hub listens, ``host:port``; empty without a hub."""
-        return ""
+        return self._federation.hub_addr if self._federation is not None else ""
 
     def start(self) -> None:
         """Open the data directory and start the background greenlets; nothing to do if started.
@@ -116,8 +124,6 @@ class Messenger:
 
     def _start(self) -> None:
         config = self.config
-        if config.hub.enabled or config.client.enabled:
-            raise ConfigError("hub.enabled and client.enabled: this version does not federate yet")
         storage = config.storage
         store = Store(
             os.path.abspath(storage.data_dir),
@@ -136,14 +142,33 @@ class Messenger:
         store.open()
         self._store = store
         writer = EnvelopeWriter(self.instance_name, self._clock)
-        dedup = Dedup(self._fs, config.dedup.seen_id_lru_size, storage.max_record_bytes)
+        dedup = self._dedup = Dedup(
+            self._fs, config.dedup.seen_id_lru_size, storage.max_record_bytes
+        )
         self._publisher = Publisher(store, writer, dedup, storage.max_record_bytes)
         self._subscriptions = Subscriptions(store, self._registry, writer, self._clock)
+        if config.hub.enabled or config.client.enabled:
+            self._federate(store, dedup, writer)
         self._pid = os.getpid()
         self._thread = _get_ident()
         self._state = "running"
         self._ready = True
         drop_in_children(self)
+
+    def _federate(self, store: Store, dedup: Dedup, writer: EnvelopeWriter) -> None:
+        # TLS and WebSocket take a while to load, and many programs need neither.
+        from keyop.federation.federation import Federation
+        from keyop.federation.reload import Reloader
+
+        federation = Federation(self.instance_name, self.config, store, dedup, writer, self._clock)
+        try:
+            federation.start()
+        except BaseException:
+            store.close(_monotonic() + _MAX_FLUSH_S)
+            raise
+        self._federation = federation
+        self._reloader = Reloader(store.watcher, self.config, self.reload, federation.reload_failed)
+        self._reloader.start()
 
     def _check_usable(self) -> Store:
         """Return the store if this call may use it.
@@ -220,6 +245,10 @@ class Messenger:
         flush_s = min(_MAX_FLUSH_S, _FLUSH_SHARE * max(0.0, deadline - _monotonic()))
         try:
             store.closing.waits.set()
+            if self._reloader is not None:
+                self._reloader.stop()
+            if self._federation is not None:
+                self._federation.stop(min(deadline - flush_s, _monotonic() + _GOODBYE_S))
             for subscription in self.subscriptions():
                 if not subscription.join(max(0.0, deadline - flush_s - _monotonic())):
                     logger.warning(
@@ -228,6 +257,7 @@ class Messenger:
                         subscription.subscriber_id,
                     )
                     subscription.kill(timeout=flush_s / 4)
+            self._dedup.close()
             store.close(deadline)
         finally:
             keep_in_children(self)
@@ -429,6 +459,31 @@ class Messenger:
         self._registry.register(payload_type, cls)
 
     # -- operating
+
+    def reload(self, config: Config | None = None) -> None:
+        """Go over to another configuration, as far as that is possible while running.
+
+        Allowlists, channels of peers and hubs, and certificates apply at once, to live connections
+        as well; everything else with the next start, which is logged. The files of a messenger
+        with a hub or hubs are watched, so this is for configurations made in a program.
+
+        Args:
+            config: None reads the files again, in a moment; what becomes of it is logged.
+
+        Raises:
+            ConfigError: its certificates cannot be used; nothing was changed.
+        """
+        self._check_usable()
+        if config is None:
+            if self._reloader is not None:
+                self._reloader.trigger()
+            return
+        for section in ("name", "storage", "subscribers", "federation", "dedup", "audit", "web"):
+            if getattr(config, section) != getattr(self.config, section):
+                logger.warning("%s: what was changed applies after the next start", section)
+        if self._federation is not None:
+            self._federation.apply(config)
+        self.config = config
 
     def reopen(self, channel: str) -> None:
         """Take records again in a channel whose log has failed, in a new segment.

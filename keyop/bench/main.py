@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
+from typing import Any
 
 import click
 import orjson
@@ -19,8 +20,11 @@ from keyop.version import __version__
 @click.option("--only", metavar="NAME,…", help="Some figures only, by name.")
 @click.option("--rounds", default=7, show_default=True, help="Rounds of each figure, in turn.")
 @click.option("--dir", "directory", default=".", show_default=True, help="Where to write.")
+@click.option("--federation", is_flag=True, help="The figures of hubs and clients instead.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-def main(quick: bool, only: str | None, rounds: int, directory: str, as_json: bool) -> None:
+def main(
+    quick: bool, only: str | None, rounds: int, directory: str, federation: bool, as_json: bool
+) -> None:
     """Measure keyop beside the physical limit on the same bytes, in one run.
 
     Each figure is the median of several rounds, keyop and its limit in turn, so that the ratio
@@ -32,7 +36,8 @@ def main(quick: bool, only: str | None, rounds: int, directory: str, as_json: bo
     workplace = tempfile.mkdtemp(prefix="keyop-bench-", dir=directory)
     figures: list[Figure] = []
     try:
-        bench = Bench(workplace, 0.05 if quick else 1.0, min(rounds, 2) if quick else rounds)
+        scale, rounds = (0.05, min(rounds, 2)) if quick else (1.0, rounds)
+        bench = _bench(federation, workplace, scale, rounds)
         named = dict(bench.figures())
         wanted = only.split(",") if only else list(named)
         unknown = [name for name in wanted if name not in named]
@@ -52,3 +57,12 @@ def main(quick: bool, only: str | None, rounds: int, directory: str, as_json: bo
             "figures": [figure.as_json() for figure in figures],
         }
         click.echo(orjson.dumps(result, option=orjson.OPT_INDENT_2))
+
+
+def _bench(federation: bool, workplace: str, scale: float, rounds: int) -> Any:
+    if not federation:
+        return Bench(workplace, scale, rounds)
+    # TLS takes a while to load, and the other figures do not need it.
+    from keyop.bench.federation import FederationBench
+
+    return FederationBench(workplace, scale, min(rounds, 3))

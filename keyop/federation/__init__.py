@@ -1,0 +1,1 @@
+"""Exchanging selected channels with other instances: hubs that listen, clients that dial."""

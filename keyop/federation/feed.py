@@ -1,0 +1,280 @@
+"""One channel on its way to one peer: what was read of it, what was sent, what has arrived."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from keyop.deadletter import DeadLetterWriter
+from keyop.decode import decode, strip_checksum
+from keyop.envelope import UnknownVersionError
+from keyop.errors import CorruptRecordError
+from keyop.salvage import salvage
+from keyop.storage.claim import Claim
+from keyop.storage.cursor import Cursor, Lines, Skipped
+from keyop.storage.log import Log
+from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """Takes notes for the audit log; never waits, never raises."""
+
+    def __call__(
+        self, event: str, channel: str = "", message_id: str = "", detail: str = ""
+    ) -> None:
+        """Note an event that concerns one peer."""
+
+
+class UndeliverableError(Exception):
+    """What the dead letter of a record that a peer cannot take gives as its reason."""
+
+
+class Addressee(NamedTuple):
+    """Whom a feed is for, and what it can take.
+
+    ``max_record_bytes`` is that of a record without its newline.
+    """
+
+    name: str
+    max_record_bytes: int
+
+
+class FeedCounters:
+    """What one feed has done since it began."""
+
+    __slots__ = ("acknowledged", "dropped_bytes", "sent", "undeliverable")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.acknowledged = 0
+        self.undeliverable = 0
+        self.dropped_bytes = 0
+
+
+class Feed:
+    """Reads a channel for a peer, from a position that is saved when records have arrived.
+
+    Args:
+        claim: where the position is kept; None for an ephemeral peer.
+        position: where to begin.
+        dead_letters: takes what the peer cannot; None for a channel of dead letters.
+        on_data: told that there may be something to take.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        cursor: Cursor,
+        claim: Claim | None,
+        position: int,
+        addressee: Addressee,
+        dead_letters: DeadLetterWriter | None,
+        note: Recorder,
+        on_data: Callable[[Feed], None],
+    ) -> None:
+        self.channel = log.channel
+        self.counters = FeedCounters()
+        self._log = log
+        self._cursor = cursor
+        self._claim = claim
+        self._addressee = addressee
+        self._name = addressee.name.encode()
+        self._dead_letters = dead_letters
+        self._note = note
+        self._on_data = on_data
+        self._lines: list[bytes] = []
+        self._index = 0
+        # What to send of the line at the index, where that was found out and had no room.
+        self._selected: Sequence[bytes] | None = None
+        # The next byte to look at, the end of what was sent, the end of what has arrived.
+        self.position = position
+        self.sent_to = position
+        self.acknowledged_to = position
+        self._look_around = True
+        self._opened = False
+
+    # -- waking: a feed stands among the readers of its log, as an event does
+
+    def open(self) -> None:
+        """Begin: be woken from now on, and look whether there is something already."""
+        self._log.readers.events.add(self)
+        self._on_data(self)
+
+    def set(self) -> None:
+        """Something may have been appended."""
+        self._on_data(self)
+
+    def look_around(self) -> None:
+        """As :meth:`set`, and look beyond the end of the segment: what no wake-up tells of."""
+        self._look_around = True
+        self._on_data(self)
+
+    # -- reading
+
+    def take(self, room: int) -> list[bytes] | None:
+        """Return records for the next batch; None if there is nothing more just now.
+
+        The list is empty where everything that was read is not for this peer. ``position`` is
+        then behind it all the same.
+
+        Args:
+            room: bytes that the batch may have; a larger record comes alone.
+
+        Raises:
+            OSError: the channel cannot be read.
+            KeyopError: what the peer cannot take could not be put aside.
+        """
+        records: list[bytes] = []
+        size = 0
+        moved = False
+        while True:
+            if self._index >= len(self._lines):
+                if records or not self._read():
+                    return records if records or moved else None
+                moved = True
+                continue
+            line = self._lines[self._index]
+            selected = self._select(line) if self._selected is None else self._selected
+            for record in selected:
+                size += len(record) + LENGTH_BYTES
+            if records and (size > room or len(records) >= MAX_BATCH_RECORDS):
+                self._selected = selected
+                return records
+            records += selected
+            self._selected = None
+            self._index += 1
+            self.position += len(line) + 1
+            moved = True
+
+    def _read(self) -> bool:
+        if not self._opened:
+            self._begin()
+        found = self._cursor.read(self._look_around)
+        self._look_around = False
+        if found is None:
+            self._cursor.close()  # an idle feed holds no descriptor
+            return False
+        if isinstance(found, Lines):
+            self._lines, self._index, self.position = found.lines, 0, found.start
+        else:
+            self._pass_over(found)
+            self._lines, self._index, self.position = [], 0, found.end
+        return True
+
+    def _begin(self) -> None:
+        opened = self._cursor.open(self.position)
+        if opened > self.position:
+            self._report_gap(self.position, opened)
+        self.position = self.sent_to = self.acknowledged_to = opened
+        self._opened = True
+
+    def _report_gap(self, start: int, end: int) -> None:
+        self.counters.dropped_bytes += end - start
+        text = f"{end - start} bytes from {start} on are gone, and were not sent"
+        logger.error("%s: %s: %s", self.channel, self._addressee.name, text)
+        self._note("replay_gap", self.channel, detail=text)
+
+    def _pass_over(self, skipped: Skipped) -> None:
+        if skipped.reason == "gap":
+            self._report_gap(skipped.start, skipped.end)
+        else:
+            size = skipped.end - skipped.start
+            self._put_aside(skipped.head, f"a line of {size} bytes at {skipped.start}")
+
+    # -- what of a line goes to the peer
+
+    def _select(self, line: bytes) -> Sequence[bytes]:
+        """Return what to send of a line: one record, none, or those that a damaged line holds."""
+        try:
+            sound = strip_checksum(line)
+            if self._name not in line and b',"subscriber":"' not in line:
+                fields = None
+            else:
+                fields = decode(line)
+                if not self._is_for_peer(fields):
+                    return ()
+            if len(line) <= self._addressee.max_record_bytes:
+                return (line,)
+            if len(sound) <= self._addressee.max_record_bytes:
+                return (sound,)
+            return self._shorten(fields or decode(line), line, sound)
+        except UnknownVersionError:
+            return (line,)  # which the peer may know
+        except CorruptRecordError as error:
+            self._put_aside(line, str(error))
+            return [piece.data for piece in salvage(line) if piece.whole]
+
+    def _is_for_peer(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the peer has not had the record, and it is not one subscriber's alone."""
+        name = self._addressee.name
+        return (
+            fields["origin"] != name
+            and name not in (fields.get("route") or ())
+            and "subscriber" not in fields
+        )
+
+    def _shorten(self, fields: Mapping[str, Any], line: bytes, sound: bytes) -> Sequence[bytes]:
+        """Leave the route out where only it is too much; else the peer cannot take the record."""
+        route = fields.get("route")
+        if route:
+            names = ",".join([f'"{name}"' for name in route])
+            without = sound.replace(f',"route":[{names}]'.encode(), b"", 1)
+            if len(without) <= self._addressee.max_record_bytes:
+                return (without,)
+        self.counters.undeliverable += 1
+        reason = (
+            f"a record of {len(sound)} bytes; {self._addressee.name} takes "
+            f"{self._addressee.max_record_bytes}"
+        )
+        logger.error("%s: undeliverable: %s", self.channel, reason)
+        if self._dead_letters is not None:
+            self._dead_letters.write_message(fields, line, 0, UndeliverableError(reason))
+        self._note("undeliverable", self.channel, fields["id"], reason)
+        return ()
+
+    def _put_aside(self, data: bytes, reason: str) -> None:
+        self.counters.undeliverable += 1
+        logger.error("%s at %d: not a record: %s", self.channel, self.position, reason)
+        if self._dead_letters is not None:
+            self._dead_letters.write_damaged(data, f"at offset {self.position}: {reason}")
+        self._note("undeliverable", self.channel, detail=reason)
+
+    # -- sending
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something was sent that has not arrived yet."""
+        return self.acknowledged_to < self.sent_to
+
+    def sent(self, count: int) -> None:
+        """So many records, up to the position, are on their way."""
+        self.counters.sent += count
+        self.sent_to = self.position
+
+    def passed(self) -> None:
+        """Nothing up to the position was for this peer."""
+        if not self.under_way:
+            self.sent_to = self.position
+            self.acknowledged(self.position)
+
+    def acknowledged(self, end: int, count: int = 0) -> None:
+        """Everything before this offset is with the peer, or was not for it."""
+        self.counters.acknowledged += count
+        self.acknowledged_to = end
+        if self._claim is not None:
+            try:
+                self._claim.save(end)
+            except OSError as error:  # the next one saves more; what is sent again is known there
+                logger.error("%s cannot be written: %s", self._claim.path, error)
+
+    def close(self, forget: bool = False) -> None:
+        """End, giving descriptors and the position back; what was not acknowledged comes again."""
+        self._log.readers.events.discard(self)
+        self._cursor.close()
+        if self._claim is not None:
+            if self._opened and not forget:
+                self.acknowledged(self.acknowledged_to)  # the file's time says when the peer left
+            self._claim.release(forget)

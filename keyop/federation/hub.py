@@ -1,0 +1,279 @@
+"""The hub: lets allowed clients in, stores what they send, sends them what they subscribe to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from time import monotonic
+
+import gevent
+from cryptography import x509
+
+from keyop.audit import AuditEvent
+from keyop.config import HubConfig
+from keyop.errors import KeyopError, SubscriberInUseError
+from keyop.federation.feed import Feed
+from keyop.federation.instance import Instance, Peer
+from keyop.federation.link import Link
+from keyop.federation.policy import Policy, Rights
+from keyop.federation.sender import Sender
+from keyop.transport.accept import Accepted, Listener
+from keyop.transport.contexts import CLIENT_AUTH, Credentials
+from keyop.transport.websocket import GOING_AWAY, INTERNAL_ERROR
+from keyop.wire.messages import HUB, Hello
+from keyop.wire.session import NOT_ALLOWED, TAKEN_OVER, TRY_AGAIN_LATER, Greeted, State
+
+logger = logging.getLogger(__name__)
+
+# Ephemeral clients may share a name; so many of them.
+MAX_SAME_NAME = 64
+# How long a position is waited for that a link which ends still holds.
+_CLAIM_WAIT_S = 2.0
+_CLAIM_POLL_S = 0.02
+
+
+class _Client:
+    """A client that was let in."""
+
+    def __init__(
+        self, link: Link, peer: Peer, hello: Hello, certificate: x509.Certificate | None
+    ) -> None:
+        self.link = link
+        self.peer = peer
+        self.hello = hello
+        self.certificate = certificate
+        self.sender: Sender | None = None
+
+
+class Hub:
+    """Serves clients from ``start`` to ``stop``. One in a data directory.
+
+    Args:
+        credentials: None for plain connections, where clients are whoever they say.
+    """
+
+    def __init__(
+        self, instance: Instance, config: HubConfig, credentials: Credentials | None
+    ) -> None:
+        self._instance = instance
+        self._config = config
+        self._policy = Policy(config)
+        self._credentials = credentials
+        self._context = credentials.context(CLIENT_AUTH) if credentials else None
+        self._listener: Listener | None = None
+        self._clients: set[_Client] = set()
+        self._durable: dict[str, _Client] = {}
+
+    # -- life
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        self._listener = Listener(
+            self._config.listen_addr,
+            lambda: self._context,
+            self._serve,
+            self._refused,
+            self._config.max_pending,
+        )
+        self._listener.start()
+        if self._context is None:
+            logger.warning(
+                "the hub at %s uses no TLS: whoever reaches it may be anybody", self.address
+            )
+
+    @property
+    def address(self) -> str:
+        """Where it listens, ``host:port``; empty if it does not."""
+        if self._listener is None:
+            return ""
+        host, port = str(self._listener.server_host), self._listener.server_port
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def connected(self) -> list[Peer]:
+        """The clients that are connected."""
+        return [client.peer for client in self._clients]
+
+    def stop(self, deadline: float) -> None:
+        """Say goodbye to every client (1001) and stop listening.
+
+        Args:
+            deadline: in ``time.monotonic()`` seconds.
+        """
+        if self._listener is None:
+            return
+        self._listener.stop_listening()
+        for client in list(self._clients):
+            self._note(client.peer, AuditEvent.CLIENT_DRAIN)
+            client.link.close(GOING_AWAY, "shutting down")
+        self._listener.end(max(0.0, deadline - monotonic()))
+        self._listener = None
+
+    # -- one client, from its hello to its end
+
+    def _refused(self, address: str, reason: str) -> None:
+        logger.warning("%s was refused: %s", address, reason)
+        self._instance.audit.record(AuditEvent.CLIENT_REJECTED, peer_addr=address, detail=reason)
+
+    def _serve(self, accepted: Accepted) -> None:
+        instance = self._instance
+        link = Link(accepted.connection, instance.session(instance.hello(HUB)))
+        instance.links.add(link)
+        clients: list[_Client] = []
+        try:
+            closed = link.run(lambda greeted: clients.extend(self._greet(accepted, link, greeted)))
+        # Nothing may end a connection unseen, or another one with it.
+        except Exception:
+            logger.exception("the connection of %s failed", accepted.address)
+        else:
+            for client in clients:
+                self._note(client.peer, AuditEvent.PEER_DISCONNECTED, detail=str(closed))
+                logger.info("%s at %s: %s", client.peer.name, client.peer.address, closed)
+            if not clients:
+                self._left_early(accepted, link, closed.reason)
+        finally:
+            instance.forget(link)
+            for client in clients:
+                self._clients.discard(client)
+                if self._durable.get(client.peer.name) is client:
+                    del self._durable[client.peer.name]
+
+    def _left_early(self, accepted: Accepted, link: Link, reason: str) -> None:
+        if link.session.peer is None:  # no hello, or not a good one
+            self._refused(accepted.address, reason)
+
+    def _greet(self, accepted: Accepted, link: Link, greeted: Greeted) -> list[_Client]:
+        """Let a client in, or close its link; return it if it was let in."""
+        hello = greeted.hello
+        name = accepted.peer or hello.instance_name
+        peer = Peer(name, accepted.address, hello.max_record_bytes)
+        rights = self._policy.rights(name)
+        if rights is None:
+            self._reject(link, peer, NOT_ALLOWED, "not in allowlist")
+            return []
+        client = _Client(link, peer, hello, accepted.certificate)
+        if hello.ephemeral:
+            same = sum(each.peer.name == name and each.hello.ephemeral for each in self._clients)
+            if same >= MAX_SAME_NAME:
+                self._reject(link, peer, TRY_AGAIN_LATER, "too many connections of this name")
+                return []
+        else:
+            self._take_over(client)
+        self._clients.add(client)
+        try:
+            self._let_in(client, accepted, rights)
+        except (KeyopError, OSError) as error:
+            logger.error("%s at %s cannot be served: %s", name, peer.address, error)
+            link.close(INTERNAL_ERROR, "cannot be served")
+        return [client]
+
+    def _reject(self, link: Link, peer: Peer, code: int, reason: str) -> None:
+        logger.warning("%s at %s was refused: %s", peer.name, peer.address, reason)
+        self._note(peer, AuditEvent.CLIENT_REJECTED, detail=reason)
+        link.close(code, reason)
+
+    def _take_over(self, client: _Client) -> None:
+        """Be the only durable connection of this name: the older one ends, its readers first."""
+        older = self._durable.get(client.peer.name)
+        self._durable[client.peer.name] = client
+        if older is not None:
+            older.link.stop()
+            older.link.close(TAKEN_OVER, "taken over by another connection of this name")
+            logger.warning(
+                "%s at %s takes over from %s",
+                client.peer.name,
+                client.peer.address,
+                older.peer.address,
+            )
+
+    def _let_in(self, client: _Client, accepted: Accepted, rights: Rights) -> None:
+        instance, link = self._instance, client.link
+
+        def accepts(channel: str) -> bool:
+            now = self._policy.rights(client.peer.name)
+            return now is not None and now.may_publish(channel)
+
+        link.receiver = instance.receiver(link, client.peer, accepts)
+        sender = link.sender = client.sender = instance.sender(link, client.peer)
+        # The positions are taken before the hello, so that what is published after it is sent.
+        feeds = self._feeds(client, rights.effective(client.hello.subscribe))
+        if link.session.state is not State.DECIDING:  # taken over, or gone, meanwhile
+            for feed in feeds:
+                feed.close()
+            return
+        accepted.known(instance.max_message_bytes)
+        link.connection.send_text(link.session.accept())
+        for feed in feeds:
+            sender.add(feed)
+        self._note(client.peer, AuditEvent.CLIENT_CONNECTED)
+        logger.info("%s connected from %s", client.peer.name, client.peer.address)
+
+    def _feeds(self, client: _Client, channels: Iterable[str]) -> list[Feed]:
+        feeds: list[Feed] = []
+        try:
+            for channel in channels:
+                feeds.append(self._feed(client, channel))
+        except BaseException:
+            for feed in feeds:
+                feed.close()
+            raise
+        return feeds
+
+    def _feed(self, client: _Client, channel: str) -> Feed:
+        instance, sender = self._instance, client.sender
+        assert sender is not None
+        position_id = None if client.hello.ephemeral else f"fed-{client.peer.name}"
+        deadline = monotonic() + _CLAIM_WAIT_S
+        while True:
+            try:
+                return instance.feed(channel, client.peer, position_id, instance.end_of, sender)
+            except SubscriberInUseError:  # of a link that was taken over, and ends
+                if monotonic() > deadline:
+                    raise
+                gevent.sleep(_CLAIM_POLL_S)
+
+    # -- reload
+
+    def apply(self, config: HubConfig, credentials: Credentials | None) -> None:
+        """Go over to another allowlist and other certificates, for live connections as well.
+
+        Who is not allowed any more, or whose certificate would be refused now, is closed with
+        4403; channels that were taken from a client stop, and those that it was given begin.
+        """
+        self._config = config
+        self._policy = Policy(config)
+        if credentials is not self._credentials:
+            self._credentials = credentials
+            self._context = credentials.context(CLIENT_AUTH) if credentials else None
+        for client in list(self._clients):
+            self._apply_to(client)
+
+    def _apply_to(self, client: _Client) -> None:
+        rights = self._policy.rights(client.peer.name)
+        refusal = None if rights is not None else "not in allowlist"
+        if self._credentials is not None and client.certificate is not None:
+            refusal = refusal or self._credentials.refusal(client.certificate)
+        if rights is None or refusal is not None:
+            logger.warning("%s is closed: %s", client.peer.name, refusal)
+            self._note(client.peer, AuditEvent.CLIENT_REJECTED, detail=refusal or "")
+            client.link.close(NOT_ALLOWED, refusal or "not in allowlist")
+            return
+        sender = client.sender
+        if sender is None or not client.link.open:
+            return
+        wanted = rights.effective(client.hello.subscribe)
+        for channel in set(sender.feeds) - set(wanted):
+            sender.remove(channel)
+        for channel in wanted:
+            if channel not in sender.feeds:
+                try:
+                    sender.add(self._feed(client, channel))
+                except KeyopError as error:
+                    logger.error("%s: %s: %s", channel, client.peer.name, error)
+
+    def _note(self, peer: Peer, event: AuditEvent, detail: str = "") -> None:
+        self._instance.audit.record(event, peer=peer.name, peer_addr=peer.address, detail=detail)

@@ -1,0 +1,153 @@
+"""What an ephemeral client sends: messages whose publishers wait, several of them in one batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from keyop.errand import Errand
+from keyop.errors import KeyopError, PublishTimeoutError
+from keyop.transport.websocket import Connection
+from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS
+from keyop.wire.session import Session
+
+
+class _Waiting:
+    """A message on its way: its record, and the outcome that its publisher waits for."""
+
+    __slots__ = ("outcome", "record", "sent")
+
+    def __init__(self, record: bytes) -> None:
+        self.record = record
+        self.outcome: AsyncResult[None] = AsyncResult()
+        self.sent = False
+
+
+class Outgoing:
+    """A bounded queue of messages, sent whenever there is a connection to send them on.
+
+    Args:
+        size: how many messages may wait; who comes then waits for room.
+    """
+
+    def __init__(self, size: int, max_batch_bytes: int) -> None:
+        self._size = size
+        self._max_batch_bytes = max_batch_bytes
+        self._queue: deque[_Waiting] = deque()
+        self._room = Event()
+        self._under_way: set[_Waiting] = set()
+        self._session: Session | None = None
+        self._connection: Connection | None = None
+        self._errand = Errand("keyop-ephemeral-sender", self._work)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message waits to be sent, or to be confirmed."""
+        return bool(self._queue or self._under_way)
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether something was sent that the hub has not confirmed."""
+        return bool(self._under_way)
+
+    def put(self, record: bytes, deadline: float | None) -> None:
+        """Send a record, and return once the hub has confirmed it.
+
+        Args:
+            deadline: in ``time.monotonic()`` seconds.
+
+        Raises:
+            PublishTimeoutError: not in time; ``written`` is True if it was sent.
+            KeyopError: what :meth:`fail` was told meanwhile.
+        """
+        while len(self._queue) >= self._size:
+            self._room.clear()
+            if not self._room.wait(seconds_left(deadline)):
+                raise PublishTimeoutError("the queue was full until the timeout")
+        waiting = _Waiting(record)
+        self._queue.append(waiting)
+        self._errand.call()
+        try:
+            waiting.outcome.get(timeout=seconds_left(deadline))
+        except gevent.Timeout:
+            if not waiting.sent and waiting in self._queue:
+                self._queue.remove(waiting)
+            raise PublishTimeoutError(
+                "not confirmed by the hub within the timeout", waiting.sent
+            ) from None
+
+    def attach(self, session: Session, connection: Connection) -> None:
+        """Send on this connection from now on."""
+        self._session, self._connection = session, connection
+        self._errand.call()
+
+    def detach(self) -> None:
+        """The connection is gone; what waits, waits for another one."""
+        self._session = self._connection = None
+
+    def _work(self) -> None:
+        """Send what waits, as many at once as fit into a batch, while there is room."""
+        while self._queue:
+            session, connection = self._session, self._connection
+            if session is None or connection is None or not session.may_send:
+                return
+            batch = self._next_batch()
+            data = session.send_batch([each.record for each in batch], batch)
+            try:
+                connection.send_binary(data)
+            except OSError:  # whoever reads finds out, and tells those who wait
+                return
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue and len(batch) < MAX_BATCH_RECORDS:
+            size += len(self._queue[0].record) + LENGTH_BYTES
+            if batch and size > self._max_batch_bytes:
+                break
+            waiting = self._queue.popleft()
+            waiting.sent = True
+            batch.append(waiting)
+        self._room.set()
+        self._under_way.update(batch)
+        return batch
+
+    def acknowledged(self, token: Any) -> None:
+        """The hub has a batch on its disk."""
+        batch: list[_Waiting] = token
+        self._under_way.difference_update(batch)
+        for each in batch:
+            each.outcome.set(None)
+        self._errand.call()
+
+    def fail(self, error: KeyopError, queued: bool) -> None:
+        """Tell the publishers of what was sent that it is not known whether it has arrived.
+
+        Args:
+            queued: tell those as well whose message is still here.
+        """
+        failed = list(self._under_way)
+        self._under_way.clear()
+        if queued:
+            failed += self._queue
+            self._queue.clear()
+            self._room.set()
+        for each in failed:
+            each.outcome.set_exception(error)
+
+    def stop(self) -> None:
+        """The connection ends; see :meth:`detach`."""
+        self.detach()
+
+    def close(self) -> None:
+        """End for good."""
+        self._errand.stop()
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Return the seconds until a deadline; None if there is none."""
+    return None if deadline is None else max(0.0, deadline - monotonic())

@@ -1,0 +1,248 @@
+"""Batches → records that may be stored → one append for each channel → acknowledgements."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from gevent.event import Event
+
+from keyop.dedup import Dedup, Window
+from keyop.errand import Errand
+from keyop.errors import KeyopError
+from keyop.federation.admission import Admission, Admitted, MalformedError
+from keyop.federation.feed import Recorder
+from keyop.pace import Pace
+from keyop.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+# A peer that sends more than this without waiting for acknowledgements waits, with all it sends.
+MAX_QUEUED_BYTES = 8 << 20
+# Batches that have come meanwhile are written together, so many bytes of them.
+_MAX_COMMIT_BYTES = 1 << 20
+
+
+class ReceiverCounters:
+    """What has become of the records of one peer."""
+
+    __slots__ = ("duplicates", "loops", "malformed", "stored", "violations")
+
+    def __init__(self) -> None:
+        self.stored = 0
+        self.duplicates = 0
+        self.loops = 0
+        self.malformed = 0
+        self.violations = 0
+
+
+class Receiver:
+    """Stores what a peer sends, and acknowledges it once it is written.
+
+    Args:
+        accepts: whether records of a channel are taken from this peer.
+        note_forwarded: told the channel and the ids of what was stored.
+        acknowledge: told the last id of each batch, in order, once the batch is written.
+        failed: told that a batch could not be written: it is not acknowledged, and nothing after
+            it is looked at.
+    """
+
+    def __init__(
+        self,
+        peer: str,
+        instance_name: str,
+        store: Store,
+        dedup: Dedup,
+        max_record_bytes: int,
+        accepts: Callable[[str], bool],
+        note: Recorder,
+        note_forwarded: Callable[[str, list[str]], None],
+        acknowledge: Callable[[str], None],
+        failed: Callable[[KeyopError | OSError], None],
+    ) -> None:
+        self.counters = ReceiverCounters()
+        self._peer = peer
+        self._instance_name = instance_name
+        self._store = store
+        self._dedup = dedup
+        self._admission = Admission(instance_name, peer, max_record_bytes)
+        self._accepts = accepts
+        self._note = note
+        self._note_forwarded = note_forwarded
+        self._acknowledge = acknowledge
+        self._failed = failed
+        self._queue: deque[list[bytes]] = deque()
+        self._queued_bytes = 0
+        self._room = Event()
+        self._errand = Errand(f"keyop-receiver-{peer}", self._work)
+        self._broken = False
+
+    def receive(self, records: list[bytes]) -> None:
+        """Take a batch; waits only where the peer has sent far more than was acknowledged."""
+        size = sum(map(len, records))
+        while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
+            self._room.clear()
+            self._room.wait()
+        self._queue.append(records)
+        self._queued_bytes += size
+        self._errand.call()
+
+    def _work(self) -> None:
+        pace = Pace()
+        while self._queue and not self._broken:
+            batches = self._next_batches()
+            try:
+                last_ids = self._commit(batches, pace)
+            except (KeyopError, OSError) as error:
+                self._broken = True
+                self._room.set()
+                self._failed(error)
+                return
+            for last_id in last_ids:
+                self._acknowledge(last_id)
+            self._room.set()
+            pace.step()
+
+    def _next_batches(self) -> list[list[bytes]]:
+        batches, total = [], 0
+        while self._queue and total < _MAX_COMMIT_BYTES:
+            records = self._queue.popleft()
+            size = sum(map(len, records))
+            total += size
+            self._queued_bytes -= size
+            batches.append(records)
+        return batches
+
+    def _commit(self, batches: list[list[bytes]], pace: Pace) -> list[str]:
+        """Write what may be stored of some batches; return the last id of each."""
+        last_ids = []
+        counters, admit = self.counters, self._admission.admit
+        with _Commit(self._store, self._dedup) as commit:
+            for records in batches:
+                last_id = ""
+                for record in records:
+                    try:
+                        admitted = admit(record)
+                    except MalformedError as error:
+                        last_id = ""
+                        self._skip_malformed(error)
+                        continue
+                    last_id = admitted.message_id
+                    if self._is_welcome(admitted):
+                        if commit.add(admitted):
+                            counters.stored += 1
+                        else:
+                            counters.duplicates += 1
+                    pace.step()
+                last_ids.append(last_id)
+            commit.write()
+        for channel, ids in commit.written:
+            self._note_forwarded(channel, ids)
+        return last_ids
+
+    def _skip_malformed(self, error: MalformedError) -> None:
+        self.counters.malformed += 1
+        if self.counters.malformed & (self.counters.malformed - 1) == 0:  # 1, 2, 4, 8 …
+            logger.warning(
+                "%s sent %d malformed records; the latest: %s",
+                self._peer,
+                self.counters.malformed,
+                error,
+            )
+
+    def _is_welcome(self, admitted: Admitted) -> bool:
+        """Policy first, so that what is not allowed does not count as seen; then loops."""
+        head = admitted.head
+        if not self._accepts(head.channel):
+            self.counters.violations += 1
+            self._note("policy_violation", head.channel, admitted.message_id)
+            return False
+        if head.origin == self._instance_name or self._instance_name in head.route:
+            self.counters.loops += 1
+            self._note("loop_dropped", head.channel, admitted.message_id)
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End; what was not acknowledged comes again."""
+        self._broken = True
+        self._room.set()
+        self._errand.stop()
+        self._queue.clear()
+
+
+class _Commit:
+    """What one commit writes: new records of several channels, claimed while they are written.
+
+    To be used as a context manager: it ends all claims, whatever happens.
+    """
+
+    def __init__(self, store: Store, dedup: Dedup) -> None:
+        self._store = store
+        self._dedup = dedup
+        self._claims = ExitStack()
+        self._windows: dict[str, Window] = {}
+        self._fresh: dict[str, list[Admitted]] = {}
+        self._own: set[tuple[str, str]] = set()
+        self.written: list[tuple[str, list[str]]] = []
+
+    def __enter__(self) -> _Commit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._claims.close()
+
+    def add(self, admitted: Admitted) -> bool:
+        """Take a record if its id was not seen; return whether it was taken.
+
+        Whose id is being written on another connection waits for the outcome, and holds nothing
+        meanwhile: two that waited for each other would wait for ever.
+        """
+        channel, message_id = admitted.head.channel, admitted.message_id
+        if message_id:
+            window = self._window(channel)
+            while True:
+                if (channel, message_id) in self._own or window.contains(message_id):
+                    return False
+                writing = window.pending.get(message_id)
+                if writing is None:
+                    break
+                self.write()
+                writing.wait()
+                window.refresh()
+            window.hold(message_id, self._claims)
+            self._own.add((channel, message_id))
+        self._fresh.setdefault(channel, []).append(admitted)
+        return True
+
+    def _window(self, channel: str) -> Window:
+        window = self._windows.get(channel)
+        if window is None:
+            log = self._store.log(channel)
+            log.open()
+            window = self._windows[channel] = self._dedup.window(log.directory)
+            window.keep_open = True
+            window.refresh()
+        return window
+
+    def write(self) -> None:
+        """Append what was taken so far, and end the claims to it.
+
+        Raises:
+            KeyopError: it could not be written; nothing of it counts as seen.
+        """
+        for channel, items in self._fresh.items():
+            log = self._store.log(channel)
+            data = b"".join([each.line for each in items])
+            end = log.append(data)
+            ids = [each.message_id for each in items]
+            window = self._windows.get(channel)
+            if window is not None:
+                window.wrote([each for each in ids if each], len(data), end)
+                window.refresh()  # where that could not be: after a roll, or behind others
+            self.written.append((channel, ids))
+        self._fresh.clear()
+        self._own.clear()
+        self._claims.close()

@@ -1,0 +1,116 @@
+"""Feeds → batches → acknowledgements: one direction of one connection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from keyop.errand import Errand
+from keyop.errors import KeyopError
+from keyop.federation.feed import Feed
+from keyop.pace import Pace
+from keyop.wire.session import Session
+
+logger = logging.getLogger(__name__)
+
+NO_LIMIT_BYTES = 1 << 30
+
+
+class _Batch(NamedTuple):
+    """A batch that is under way: whose, where it ends, how many records it has."""
+
+    feed: Feed
+    end: int
+    records: int
+
+
+class Sender:
+    """Sends what its feeds have, each in its turn, while there is room in the window.
+
+    Args:
+        send: sends one binary message and returns when it is on its way; ``OSError`` if not.
+        max_batch_bytes: fills a batch from what is there, and never waits for more; 0 is no limit.
+    """
+
+    def __init__(
+        self, name: str, session: Session, send: Callable[[bytes], None], max_batch_bytes: int
+    ) -> None:
+        self._name = name
+        self._session = session
+        self._send = send
+        self._room = max_batch_bytes or NO_LIMIT_BYTES
+        self.feeds: dict[str, Feed] = {}
+        # Those that may have something, in the order of their turns.
+        self._ready: dict[Feed, None] = {}
+        self._errand = Errand(f"keyop-sender-{name}", self._work)
+        self._stopped = False
+
+    def add(self, feed: Feed) -> None:
+        """Send this feed too."""
+        self.feeds[feed.channel] = feed
+        feed.open()
+
+    def remove(self, channel: str, forget: bool = False) -> None:
+        """Send no more of a channel; what is under way may still arrive."""
+        feed = self.feeds.pop(channel, None)
+        if feed is not None:
+            self._ready.pop(feed, None)
+            feed.close(forget)
+
+    def wake(self, feed: Feed) -> None:
+        """A feed may have something."""
+        self._ready[feed] = None
+        self._errand.call()
+
+    def look_around(self, channels: Iterable[str]) -> None:
+        """Let the feeds of these channels look for what no wake-up has told of."""
+        for channel in channels:
+            feed = self.feeds.get(channel)
+            if feed is not None:
+                feed.look_around()
+
+    def acknowledged(self, token: _Batch) -> None:
+        """The oldest batch has arrived, so there is room for another."""
+        if self.feeds.get(token.feed.channel) is token.feed:
+            token.feed.acknowledged(token.end, token.records)
+        self._errand.call()
+
+    def _work(self) -> None:
+        pace = Pace()
+        while self._ready and self._session.may_send and not self._stopped:
+            feed = next(iter(self._ready))
+            del self._ready[feed]
+            try:
+                records = feed.take(self._room)
+            except (OSError, KeyopError) as error:
+                # It stays where it is, and is looked at again with the next wake-up or poll.
+                logger.error("%s: %s: cannot be read: %s", feed.channel, self._name, error)
+                continue
+            if records is None:
+                continue
+            self._ready[feed] = None
+            if not records:
+                feed.passed()
+            else:
+                feed.sent(len(records))
+                batch = _Batch(feed, feed.position, len(records))
+                try:
+                    self._send(self._session.send_batch(records, batch))
+                except OSError:  # the connection is gone, which whoever reads it finds out
+                    return
+            pace.step()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to send and everything sent has arrived."""
+        return not self._ready and not self._session.under_way
+
+    def stop(self) -> None:
+        """End; what was not acknowledged is sent again by the next one."""
+        self._stopped = True
+        self._errand.stop()
+        for feed in self.feeds.values():
+            feed.close()
+        self.feeds.clear()
+        self._ready.clear()

@@ -1,0 +1,1 @@
+"""Bytes between hosts: TLS over gevent's sockets, WebSocket messages over either."""
