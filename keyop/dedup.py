@@ -28,6 +28,10 @@ TAIL_BYTES = 64 << 20
 # So many windows' worth of ids are kept over all channels; the channels least recently asked
 # about are forgotten first, and filled from their logs again when they are needed.
 _FULL_WINDOWS = 8
+# The windows asked last keep their descriptors; of any other, it is opened when needed.
+_OPEN_WINDOWS = 64
+# How often it is looked whether the log goes on behind a gap.
+_LOOK_AROUND_S = 1.0
 
 
 class Window:
@@ -40,10 +44,11 @@ class Window:
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._cursor = Cursor(fs, directory, max_line_bytes)
         self._filled = False
-        # A window that is asked all the time keeps its descriptor.
-        self.keep_open = False
         self._following: Any = Semaphore(1)
+        self._looked_around = 0.0
         self.pending: dict[str, Event] = {}
+        # Written to a log that failed then: whether they are on the disk is not known.
+        self._doubtful: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -63,16 +68,25 @@ class Window:
         Args:
             size: of the appended records, in bytes, which end at the offset ``end``.
         """
+        ids = list(ids)
+        self._doubtful.difference_update(ids)
         if self._cursor.skip_to(end - size, end):
             for message_id in ids:
                 self._add(message_id)
 
     def contains(self, message_id: str) -> bool:
         """Tell whether the id was seen, as of the last refresh; if so, it counts as used now."""
-        if message_id not in self._ids:
+        if message_id not in self._ids or message_id in self._doubtful:
             return False
         self._ids.move_to_end(message_id)
         return True
+
+    def doubt(self, message_ids: Iterable[str]) -> None:
+        """These were written, and the log has failed before they were on the disk for certain.
+
+        Whoever tries again writes them again: better twice than not at all.
+        """
+        self._doubtful.update(message_ids)
 
     def claim(self, message_id: str, deadline: float | None, claims: ExitStack) -> bool:
         """Return whether the id is new, and then make it the caller's to write.
@@ -88,15 +102,18 @@ class Window:
             StorageError: the log cannot be read.
         """
         while True:
-            try:
-                self.refresh()
-                if self.contains(message_id):
-                    return False
-            except OSError as error:
-                raise StorageError(f"{self._directory} cannot be read: {error}") from error
+            # First: what is being written may be in the log, and not on the disk yet.
             writing = self.pending.get(message_id)
             if writing is None:
-                break
+                try:
+                    self.refresh()
+                except OSError as error:
+                    raise StorageError(f"{self._directory} cannot be read: {error}") from error
+                if self.contains(message_id):
+                    return False
+                if message_id not in self.pending:  # nobody came while the log was read
+                    break
+                continue
             timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not writing.wait(timeout_s):
                 raise PublishTimeoutError(f"{message_id!r} is being written by another greenlet")
@@ -121,17 +138,16 @@ class Window:
             self._cursor.open(max(segments[0].start, segments[-1].end - TAIL_BYTES))
             self._filled = True
         pace = Pace()
-        try:
-            while (found := self._cursor.read(look_around=True)) is not None:
-                if isinstance(found, Lines):
-                    for line in found.lines:
-                        message_id = record_id(line)
-                        if message_id is not None:
-                            self._add(message_id)
-                pace.step()
-        finally:
-            if not self.keep_open:
-                self._cursor.close()
+        look_around = time.monotonic() - self._looked_around > _LOOK_AROUND_S
+        if look_around:
+            self._looked_around = time.monotonic()
+        while (found := self._cursor.read(look_around)) is not None:
+            if isinstance(found, Lines):
+                for line in found.lines:
+                    message_id = record_id(line)
+                    if message_id is not None:
+                        self._add(message_id)
+            pace.step()
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -165,6 +181,8 @@ class Dedup:
             if oldest == directory or self._windows[oldest].pending:
                 break
             self._windows.pop(oldest).close()
+        if len(self._windows) > _OPEN_WINDOWS:
+            list(self._windows.values())[-_OPEN_WINDOWS - 1].close()
         return window
 
     def close(self) -> None:

@@ -170,6 +170,7 @@ class Delivery:
             Exception: whatever the class registered for its payload raises.
         """
         fields = self._read(line)
+        current_correlation_id.set(fields.get("correlation_id", ""))
         fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
         return make_message(fields, self.channel, offset)
 
@@ -177,11 +178,11 @@ class Delivery:
         """Call the handler with a decoded record until it returns or gives up for good."""
         if fields.get("subscriber", self.subscriber_id) != self.subscriber_id:
             return True  # requeued for another one
+        current_correlation_id.set(fields.get("correlation_id", ""))
         try:
             fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
         except (Exception, gevent.Timeout) as error:  # the user's class refuses
             return self.give_up(fields, line, 0, error)
-        current_correlation_id.set(fields.get("correlation_id", ""))
         try:
             self._handler(make_message(fields, self.channel, offset))
         # Exception: whatever a user's handler raises. gevent.Timeout is not an Exception, and
@@ -216,8 +217,8 @@ class Delivery:
             attempt += 1
             # Read again: the handler may have changed the payload in place.
             fields = self._read(line)
-            fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
             current_correlation_id.set(fields.get("correlation_id", ""))
+            fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
             try:
                 self._handler(make_message(fields, self.channel, offset, attempt))
             except (Exception, gevent.Timeout) as another:  # as in handle

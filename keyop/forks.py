@@ -1,4 +1,4 @@
-"""What must not survive a fork.
+"""What must not survive a fork, and what no other thread may use.
 
 Locks belong to an open file that parent and child share: a child that keeps the descriptor keeps
 the lock held after its parent has died, and one that unlocks it takes it from its parent. So in a
@@ -10,6 +10,11 @@ from __future__ import annotations
 import os
 import weakref
 from typing import Protocol
+
+from gevent.monkey import get_original
+
+# Under monkey patching, threading's own would tell greenlets apart, not threads.
+get_ident = get_original("_thread", "get_ident")
 
 
 class DropsInChild(Protocol):

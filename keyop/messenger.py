@@ -12,7 +12,6 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import gevent
-from gevent.monkey import get_original
 
 from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.config import Config, StorageConfig
@@ -25,7 +24,7 @@ from keyop.errors import (
     MessengerClosedError,
     WrongThreadError,
 )
-from keyop.forks import drop_in_children, keep_in_children
+from keyop.forks import drop_in_children, get_ident, keep_in_children
 from keyop.fs import SYSTEM_FS, FileSystem
 from keyop.names import (
     check_channel,
@@ -54,8 +53,7 @@ _MAX_FLUSH_S = 1.0
 # How long peers are given to take their leave.
 _GOODBYE_S = 3.0
 
-# Under monkey patching, threading's own would tell greenlets apart, not threads.
-_get_ident = get_original("_thread", "get_ident")
+_get_ident = get_ident
 _monotonic = time.monotonic
 
 

@@ -34,7 +34,7 @@ def _plain(value: Any) -> Any:
         return msgspec.to_builtins(value)
     dump = getattr(value, "model_dump", None)
     if dump is not None and not isinstance(value, type):
-        return dump(mode="json")
+        return dump(mode="json", by_alias=True)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 

@@ -13,7 +13,12 @@ import gevent
 from keyop.context import current_correlation_id, current_service_name
 from keyop.dedup import Dedup
 from keyop.envelope import EnvelopeWriter, check_message_id
-from keyop.errors import MessengerClosedError, PublishTimeoutError, RecordTooLargeError
+from keyop.errors import (
+    LogFailedError,
+    MessengerClosedError,
+    PublishTimeoutError,
+    RecordTooLargeError,
+)
 from keyop.names import check_publish_channel
 from keyop.pace import SHORTEST_SLEEP_S, SLICE_S
 from keyop.payloads import encode_payload
@@ -161,7 +166,15 @@ class Publisher:
                 if window.claim(message_id, deadline, claims):
                     fresh.append((message_id, line))
             if fresh:
-                log.append(b"".join([line for _, line in fresh]), deadline)
+                data = b"".join([line for _, line in fresh])
+                try:
+                    end = log.append(data, deadline)
+                except LogFailedError:
+                    window.doubt([message_id for message_id, _ in fresh])
+                    raise
+                window.wrote([message_id for message_id, _ in fresh], len(data), end)
+        if len(fresh) < len(records):  # of the others it is known only that they are in the log
+            log.confirm(len(records) - len(fresh), deadline)
 
     def _give_way(self) -> None:
         """Let others run if publishing has kept them from it for a whole slice of time.

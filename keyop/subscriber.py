@@ -14,7 +14,14 @@ from gevent.event import Event
 from keyop.decode import decode
 from keyop.delivery import Counters, Delivery
 from keyop.envelope import Message
-from keyop.errors import CorruptRecordError, KeyopError, OffsetError, SubscriberInUseError
+from keyop.errors import (
+    CorruptRecordError,
+    KeyopError,
+    OffsetError,
+    SubscriberInUseError,
+    WrongThreadError,
+)
+from keyop.forks import get_ident
 from keyop.pace import Pace
 from keyop.parallel import ParallelDelivery
 from keyop.storage.claim import Claim
@@ -89,6 +96,7 @@ class Subscription:
         self._woken = Event()
         self._pace = Pace()
         self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._thread = get_ident()
 
     # -- what it is
 
@@ -124,6 +132,13 @@ class Subscription:
     def counters(self) -> Counters:
         """What it has done since it started."""
         return self._delivery.counters
+
+    def _check_thread(self) -> None:
+        if get_ident() != self._thread:
+            raise WrongThreadError(
+                f"this subscription belongs to thread {self._thread} and was used from thread "
+                f"{get_ident()}; gevent objects work in one thread only, so hand the work over"
+            )
 
     def _end(self) -> int:
         segments = list_segments(self._fs, self._log.directory)
@@ -192,9 +207,9 @@ class Subscription:
             if not self._claim.held and not self._wait_for_lease():
                 return
             self._log.readers.events.add(self._woken)
-            self._store.watcher.watch(self._log.directory, self._log.readers)
             while not self._stopping.is_set():
                 try:
+                    self._store.watcher.watch(self._log.directory, self._log.readers)
                     self._deliver_from(self._offset)
                 except (OSError, KeyopError) as error:
                     logger.error("%s: %s: %s", self.channel, self.subscriber_id, error)
@@ -249,7 +264,7 @@ class Subscription:
             look_around = False
             if isinstance(found, Lines):
                 if self._options.not_before is not None:
-                    found = self._pass_over_old(found)
+                    found = self._pass_over_old(found, pace)
                 self._warn_of_lag(found.start)
                 if self._parallel is None:
                     self._delivery.deliver_lines(
@@ -269,23 +284,28 @@ class Subscription:
     def _may_go_on(self) -> bool:
         return not self._stopping.is_set() and self._seek is None
 
-    def _pass_over_old(self, found: Lines) -> Lines:
-        """Leave out records older than ``max_age``, until the first that is not."""
+    def _pass_over_old(self, found: Lines, pace: Pace) -> Lines:
+        """Leave out records older than ``max_age``, until the first that is not.
+
+        What is no record has no age, and is put aside as it would be anywhere else.
+        """
         oldest = self._options.not_before
         assert oldest is not None
         offset = found.start
         for index, line in enumerate(found.lines):
             try:
-                young = parse(decode(line)["ts"]) >= oldest
-            except (CorruptRecordError, ValueError):
-                young = False
-            if young:
-                self._options = self._options._replace(not_before=None)
-                return Lines(offset, found.lines[index:])
-            self.counters.expired += 1
+                if parse(decode(line)["ts"]) >= oldest:
+                    self._options = self._options._replace(not_before=None)
+                    return Lines(offset, found.lines[index:])
+                self.counters.expired += 1
+            except CorruptRecordError:
+                if not self._delivery.deliver(line, offset):
+                    break
             offset += len(line) + 1
+            pace.step()
+            if not self._may_go_on():
+                break
         self._commit(offset)
-        gevent.sleep(0)
         return Lines(offset, [])
 
     def _warn_of_lag(self, position: int) -> None:
@@ -359,9 +379,11 @@ class Subscription:
 
         Raises:
             ValueError: it is not a position.
+            WrongThreadError: called from another OS thread than the messenger's.
             SubscriberInUseError: this subscription does not hold the id (a standby, or stopped).
             StorageError: the channel cannot be read, or the position not be stored.
         """
+        self._check_thread()
         wanted = check_position(position)
         if not self.active:
             raise SubscriberInUseError(
@@ -385,7 +407,11 @@ class Subscription:
         A running handler ends first and its message counts. One that takes longer than
         ``timeout`` seconds is killed, and its message comes again. From inside the handler this
         returns at once, and the subscription ends when the handler does.
+
+        Raises:
+            WrongThreadError: called from another OS thread than the messenger's.
         """
+        self._check_thread()
         self.request_stop()
         if not self.owns_current_greenlet():
             self.join(timeout)

@@ -203,15 +203,14 @@ class _Commit:
         channel, message_id = admitted.head.channel, admitted.message_id
         if message_id:
             window = self._window(channel)
-            while True:
-                if (channel, message_id) in self._own or window.contains(message_id):
-                    return False
-                writing = window.pending.get(message_id)
-                if writing is None:
-                    break
+            if (channel, message_id) in self._own:
+                return False
+            while (writing := window.pending.get(message_id)) is not None:
                 self.write()
                 writing.wait()
                 window.refresh()
+            if window.contains(message_id):
+                return False
             window.hold(message_id, self._claims)
             self._own.add((channel, message_id))
         self._fresh.setdefault(channel, []).append(admitted)
@@ -223,7 +222,6 @@ class _Commit:
             log = self._store.log(channel)
             log.open()
             window = self._windows[channel] = self._dedup.window(log.directory)
-            window.keep_open = True
             window.refresh()
         return window
 

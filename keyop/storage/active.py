@@ -22,9 +22,10 @@ class Round:
         self.error: Exception | None = None
 
     def finish(self, error: Exception | None) -> None:
-        """Wake everybody in this round."""
-        self.error = error
-        self.event.set()
+        """Wake everybody in this round, who may have been woken with an error before."""
+        if not self.event.is_set():
+            self.error = error
+            self.event.set()
 
 
 class SyncFailedError(OSError):
@@ -32,10 +33,18 @@ class SyncFailedError(OSError):
 
 
 class ActiveSegment:
-    """An open segment. The descriptor stays open until the last sync on it has returned."""
+    """An open segment. The descriptor stays open until the last sync on it has returned.
+
+    Args:
+        on_sync_failed: told in the gevent hub that a sync has failed, and which round waited for
+            it, which is the callee's to finish.
+    """
 
     def __init__(
-        self, fs: FileSystem, opened: Opened, on_sync_failed: Callable[[Exception], None]
+        self,
+        fs: FileSystem,
+        opened: Opened,
+        on_sync_failed: Callable[[Exception, Round | None], None],
     ) -> None:
         self._fs = fs
         self.fd, self.start, self.size = opened
@@ -44,6 +53,8 @@ class ActiveSegment:
         self.dirty = False
         self._on_sync_failed = on_sync_failed
         self._round: Round | None = None
+        # Those whose sync is under way.
+        self._covered: list[Round] = []
         self._syncs = 0
         self._released = False
         drop_in_children(self)
@@ -89,17 +100,20 @@ class ActiveSegment:
         the round had written before the job began. An error of another kind than
         ``SyncFailedError`` came after the sync.
         """
-        covered, self._round = self._round, None
+        covered = self.take_round()
+        if covered is not None:
+            self._covered.append(covered)
         self.dirty = False
         self._syncs += 1
 
         def finished(job: Job) -> None:
             self._syncs -= 1
-            failure = job.error if isinstance(job.error, SyncFailedError) else None
-            if failure is not None:
-                self._on_sync_failed(failure)
             if covered is not None:
-                covered.finish(failure)
+                self._covered.remove(covered)
+            if isinstance(job.error, SyncFailedError):
+                self._on_sync_failed(job.error, covered)
+            elif covered is not None:
+                covered.finish(None)
             if self._released and not self._syncs:
                 self._close()
 
@@ -112,11 +126,16 @@ class ActiveSegment:
         if not self._syncs:
             self._close()
 
-    def abandon_round(self, error: Exception) -> None:
-        """Wake those who wait for a sync that will not come."""
+    def take_round(self) -> Round | None:
+        """Return the round that waits for the next sync, which is the caller's to finish."""
         waiting, self._round = self._round, None
-        if waiting is not None:
-            waiting.finish(error)
+        return waiting
+
+    def abandon_rounds(self, error: Exception) -> None:
+        """Wake those who wait for a sync that will not come, or that hangs."""
+        waiting = self.take_round()
+        for each in [*self._covered, *([waiting] if waiting is not None else [])]:
+            each.finish(error)
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1

@@ -97,6 +97,8 @@ class Log:
         self._looked_at: object = None
         self._failure: str | None = None
         self._failed_start = -1
+        # Those who wait for a sync that failed, until its segment is out of reach.
+        self._unfenced: list[Round] = []
         self._wanted = Event()
         self._greenlets: dict[str, gevent.Greenlet[[], None]] = {}
 
@@ -145,7 +147,7 @@ class Log:
             PublishTimeoutError: the deadline passed while another process held the lock.
         """
         while self._segment is None:
-            self._acquire(deadline, 0)
+            self._acquire(deadline, 0, to_append=False)
             if self._segment is None:
                 self._finish(self._start_recovery(), deadline, 0)
             else:
@@ -167,7 +169,7 @@ class Log:
             PublishTimeoutError: the deadline passed while another process held the lock.
             Exception: as the function did.
         """
-        self._acquire(deadline, 0)
+        self._acquire(deadline, 0, to_append=False)
         job = self._submit(function)
         job.then(lambda _: self._lock.release())
         try:
@@ -252,6 +254,26 @@ class Log:
             self._await(awaited, deadline, data)
         return end
 
+    def confirm(self, count: int, deadline: float | None = None) -> None:
+        """Under ``always``: wait until everything that is in the log now is on the disk.
+
+        Args:
+            count: how many records of the caller's that concerns, for ``written``.
+            deadline: in ``time.monotonic()`` seconds.
+
+        Raises:
+            LogFailedError, PublishTimeoutError, MessengerClosedError: as for :meth:`append`.
+        """
+        segment = self._segment
+        if not self._always or segment is None:
+            return
+        if self._failure is not None:
+            raise LogFailedError(self._failure)
+        if segment.dirty or segment.syncing or segment.awaited:
+            awaited = segment.join_round()
+            self._wanted.set()
+            self._await(awaited, deadline, b"\n" * count)
+
     def _append_carefully(
         self, data: bytes, deadline: float | None, done: int = 0, error: OSError | None = None
     ) -> int:
@@ -297,25 +319,29 @@ class Log:
             self._await(awaited, deadline, data)
         return end
 
-    def _acquire(self, deadline: float | None, written: int) -> None:
-        try:
-            if self._lock.fd < 0:
-                if not self._directory_made:
-                    self._files.run(self._make_directory)
-                    self._directory_made = True
-                self._lock.open()
-            self._lock.acquire(deadline)
-        except LockTimeoutError:
-            raise PublishTimeoutError(
-                f"{self.channel}: another process held the channel's lock until the timeout",
-                written,
-            ) from None
-        except OSError as error:
-            raise self._refused(error, "opened") from error
+    def _acquire(self, deadline: float | None, written: int, to_append: bool = True) -> None:
+        while True:
+            try:
+                if self._lock.fd < 0:
+                    if not self._directory_made:
+                        self._files.run(self._make_directory)
+                        self._directory_made = True
+                    self._lock.open()
+                self._lock.acquire(deadline)
+                break
+            except LockTimeoutError:
+                raise PublishTimeoutError(
+                    f"{self.channel}: another process held the channel's lock until the timeout",
+                    written,
+                ) from None
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise self._refused(error, "opened") from error
+                self._wait_after(error, deadline, written)
         if self._closing.writes.is_set():
             self._lock.release()
             raise MessengerClosedError(f"{self.channel}: the messenger was closed", written)
-        if self._failure is not None:
+        if self._failure is not None and to_append:
             self._lock.release()
             raise LogFailedError(self._failure)
 
@@ -552,8 +578,12 @@ class Log:
             if segment is not None and segment.awaited and self._failure is None:
                 segment.sync(self._files).wait()
 
-    def _sync_failed(self, error: Exception) -> None:
+    def _sync_failed(self, error: Exception, covered: Round | None) -> None:
+        if covered is not None:
+            self._unfenced.append(covered)
         self._fail(error, "fsync failed")
+        if "sealer" not in self._greenlets:  # it has ended: nobody else would tell them
+            self._tell_unfenced()
 
     def _fail(self, error: Exception, what: str) -> None:
         if self._failure is not None:
@@ -567,9 +597,26 @@ class Log:
             "goes on in a new segment"
         )
         logger.critical("%s", self._failure)
-        if segment is not None:
-            segment.abandon_round(LogFailedError(self._failure))
-        self._spawn("sealer", self._leave_failed_segment)
+        if segment is not None and (waiting := segment.take_round()) is not None:
+            self._unfenced.append(waiting)
+        self._spawn("sealer", self._fence)
+
+    def _fence(self) -> None:
+        """Put the failed segment out of everybody's reach; only then tell who waited of it.
+
+        Otherwise a process that was killed between the two would leave it to the next one.
+        """
+        try:
+            self._leave_failed_segment()
+        finally:
+            self._greenlets.pop("sealer", None)
+            self._tell_unfenced()
+
+    def _tell_unfenced(self) -> None:
+        error = LogFailedError(self._failure or f"channel {self.channel} has failed")
+        for waiting in self._unfenced:
+            waiting.finish(error)
+        self._unfenced.clear()
 
     def _leave_failed_segment(self) -> None:
         """Have other processes go on in a new segment at once; this one waits for reopen."""
@@ -597,7 +644,7 @@ class Log:
         """
         if self._failure is None:
             return
-        sealer = self._greenlets.pop("sealer", None)
+        sealer = self._greenlets.get("sealer")
         if sealer is not None:
             sealer.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         segment = self._segment
@@ -633,7 +680,9 @@ class Log:
         self._greenlets.clear()
         segment, self._segment = self._segment, None
         if segment is not None:
-            segment.abandon_round(MessengerClosedError(f"{self.channel}: the messenger was closed"))
+            segment.abandon_rounds(
+                MessengerClosedError(f"{self.channel}: the messenger was closed")
+            )
             segment.release()
         self._lock.close()
 

@@ -66,6 +66,7 @@ class Store:
         # Set when a channel was opened here, which may have created it.
         self.opened_channel = Event()
         self._offsets_directories: set[str] = set()
+        self._seen_channels: set[str] = set()
         self._max_open = _max_open_logs()
         self._last_ends: dict[Log, int] = {}
         self._greenlets: list[gevent.Greenlet[[], None]] = []
@@ -94,7 +95,18 @@ class Store:
             return []
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-        return sorted(name for name in names if _is_channel(name))
+        return sorted(name for name in names if _is_channel(name) and self._is_directory(name))
+
+    def _is_directory(self, channel: str) -> bool:
+        if channel in self._seen_channels:
+            return True
+        try:
+            if not self.fs.is_dir(self.channel_directory(channel)):
+                return False
+        except OSError:  # a stray file, or one that may not be looked at
+            return False
+        self._seen_channels.add(channel)
+        return True
 
     # -- life
 

@@ -17,7 +17,13 @@ from geventwebsocket.handler import WebSocketHandler
 from OpenSSL import SSL
 
 from keyop.config_rules import split_address
-from keyop.transport.dial import HANDSHAKE_S, MAX_STRANGER_BYTES, UPGRADE_S, UpgradeError
+from keyop.transport.dial import (
+    HANDSHAKE_S,
+    MAX_STRANGER_BYTES,
+    UPGRADE_S,
+    UpgradeError,
+    accept_key,
+)
 from keyop.transport.identity import CertificateError, common_name
 from keyop.transport.reader import EndOfStreamError, StreamReader
 from keyop.transport.tls import Stream, TLSSocket
@@ -293,10 +299,16 @@ class _Handler(WebSocketHandler):  # type: ignore[misc] # gevent-websocket has n
         if _KEY.fullmatch(environ.get("HTTP_SEC_WEBSOCKET_KEY", "")) is None:
             self.start_response("400 Bad Request", [("Connection", "close")])
             return [b"Sec-WebSocket-Key is not 16 bytes in base64\n"]
-        self.upgrade_connection()
-        # In place of gevent-websocket's.
         self.websocket: Any = Connection(self.socket, self.rfile, False, MAX_STRANGER_BYTES)
         environ["wsgi.websocket"] = self.websocket
+        self.start_response(
+            "101 Switching Protocols",
+            [
+                ("Upgrade", "websocket"),
+                ("Connection", "Upgrade"),
+                ("Sec-WebSocket-Accept", accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"])),
+            ],
+        )
         return None
 
     def run_websocket(self) -> None:

@@ -101,15 +101,20 @@ def _upgrade(stream: Stream, reader: StreamReader, address: str) -> None:
         headers[name.strip().lower()] = value.strip()
     if status.split()[1:2] != ["101"]:
         raise UpgradeError(f"{address} answers {status[:80]!r}, not as a hub")
-    digest = hashlib.sha1((key + WebSocketHandler.GUID).encode(), usedforsecurity=False).digest()
     if (
         headers.get("upgrade", "").lower() != "websocket"
         or "upgrade" not in map(str.strip, headers.get("connection", "").lower().split(","))
-        or headers.get("sec-websocket-accept") != base64.b64encode(digest).decode()
+        or headers.get("sec-websocket-accept") != accept_key(key)
         or headers.get("sec-websocket-extensions")
         or headers.get("sec-websocket-protocol")
     ):
         raise UpgradeError(f"{address} answers the upgrade wrongly")
+
+
+def accept_key(key: str) -> str:
+    """Return what proves that a key was read by somebody who speaks WebSocket."""
+    digest = hashlib.sha1((key + WebSocketHandler.GUID).encode(), usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
 
 
 __all__ = ["CertificateError", "Dialled", "TLSError", "UpgradeError", "dial", "socket"]

@@ -256,6 +256,7 @@ class Connection(WebSocket):  # type: ignore[misc] # as above
                 raise WebSocketClosedError(*self._close_sent, False)
             if self._torn:
                 raise ConnectionError("a message before this one was cut short")
+            self._write_due()  # a pong does not come after what answers a later message
             if len(message) <= _FRAGMENT_BYTES:
                 self._write(message, opcode)
                 return
