@@ -224,8 +224,8 @@ class FederationBench:
             client = self._client(stack, self._client_config(directory, "c0", address))
             client.ask("publish", CHANNEL, 1)
             hub.ask("await_bytes", CHANNEL, 1)
-            path = hub.ask("handle", CHANNEL)["path"]
-            taken = client.ask("one_by_one", CHANNEL, path, count)["taken"]
+            hub.ask("handle", CHANNEL, client.ask("listen")["port"])
+            taken = client.ask("one_by_one", CHANNEL, count)["taken"]
         mine = percentile(taken, 0.5) / 1e3
         limit = self._round_trip(count) * 1e6
         return Figure(

@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import orjson
+from gevent import socket
 from gevent.os import tp_read
 
 from keyop.bench.local import PAYLOAD_TYPE, payload
@@ -25,7 +26,7 @@ class Instance:
 
     def __init__(self, config: Config) -> None:
         self.messenger = Messenger(config)
-        self.handled_at = 0.0
+        self.told: socket.socket
 
     def start(self) -> dict[str, Any]:
         """Begin; tell where the hub listens."""
@@ -71,30 +72,31 @@ class Instance:
                     return {"ended": os.stat(path).st_mtime}
             gevent.sleep(0.01)
 
-    def handle(self, channel: str) -> dict[str, Any]:
-        """Note when a message was handled, in a file that others can read."""
-        path = f"{self.messenger.config.storage.data_dir}/handled"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    def listen(self) -> dict[str, Any]:
+        """Open a socket on which others tell when they have handled a message."""
+        self.told = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.told.bind(("127.0.0.1", 0))
+        return {"port": self.told.getsockname()[1]}
 
-        def note(message: Message) -> None:
-            os.pwrite(fd, b"%020d %020d" % (message.payload["reading"], time.time_ns()), 0)
+    def handle(self, channel: str, port: int) -> dict[str, Any]:
+        """Tell that socket when each message was handled, in nanoseconds."""
+        telling = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        telling.connect(("127.0.0.1", port))
 
-        self.messenger.subscribe(channel, "bench", note, start="latest")
-        return {"path": path}
+        def tell(message: Message) -> None:
+            telling.send(b"%d" % time.time_ns())
 
-    def one_by_one(self, channel: str, path: str, count: int) -> dict[str, Any]:
+        self.messenger.subscribe(channel, "bench", tell, start="latest")
+        return {}
+
+    def one_by_one(self, channel: str, count: int) -> dict[str, Any]:
         """Publish when the one before was handled elsewhere; tell how long each took, in ns."""
-        fd = os.open(path, os.O_RDONLY)
         taken = []
         made = payload(0)
-        for number in range(count):
-            made["reading"] = number
+        for _ in range(count):
             begun = time.time_ns()
             self.messenger.publish(channel, PAYLOAD_TYPE, made)
-            while int((seen := os.pread(fd, 41, 0).split() or [b"-1", b"0"])[0]) != number:
-                gevent.sleep(1e-5)
-            taken.append(int(seen[1]) - begun)
-        os.close(fd)
+            taken.append(int(self.told.recv(64)) - begun)
         return {"taken": taken}
 
     def usage(self) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import click
 import orjson
 
-from keyop.cli.common import config_options
 from keyop.cli.lines import LineError, LineTooLongError, as_value, read_chunks
 from keyop.cli.output import complain, plural
+from keyop.cli.remote import Remote, RemotePublisher, target_options
 from keyop.config import Config
 from keyop.errors import PayloadError, RecordTooLargeError
 from keyop.messenger import Messenger
@@ -32,7 +34,7 @@ TEXT_TYPE = "keyop.text"
 @click.option("--text", is_flag=True, help="Send a string, whatever is in it.")
 @click.option("--correlation-id", metavar="ID", help="Stamp the messages with this id.")
 @click.option("-q", "--quiet", is_flag=True, help="Print neither the id nor the count.")
-@config_options
+@target_options
 def command(
     channel: str,
     payload: str | None,
@@ -41,6 +43,7 @@ def command(
     correlation_id: str | None,
     quiet: bool,
     config: Config,
+    remote: Remote | None,
 ) -> None:
     """Publish PAYLOAD to CHANNEL, or each line of stdin as a message.
 
@@ -49,17 +52,21 @@ def command(
     value, any other as a string. With --text every line is a string. A payload that begins with
     a minus comes behind "--".
 
+    With --hub the messages go to a hub, and count as published when it has them on its disk.
+
     \b
     Examples:
       keyop publish orders '{"id": 7, "total": 12.5}'
       keyop publish notes --text "hello, world"
       tail -f access.log | keyop publish access - --text
+      keyop publish orders 7 --hub hub-1:7740 --cert me.crt --key me.key --ca ca.crt
     """
     check_publish_channel(channel)
     from_stdin = payload is None or payload == "-"
     value = payload if text or payload is None or from_stdin else parse_argument(payload)
-    with Messenger(config) as messenger:
-        sender = Sender(messenger, channel, payload_type, text, correlation_id)
+    limit = config.storage.max_record_bytes
+    with Messenger(config) if remote is None else RemotePublisher(remote) as messenger:
+        sender = Sender(messenger, channel, payload_type, text, correlation_id, limit)
         if not from_stdin:
             message_id = sender.send_one(value)
             if not quiet:
@@ -87,18 +94,38 @@ def parse_argument(payload: str) -> object:
         ) from None
 
 
+class Publishes(Protocol):
+    """Where messages go."""
+
+    def publish(
+        self, channel: str, payload_type: str, payload: Any, *, correlation_id: str | None = None
+    ) -> str:
+        """Publish one message."""
+
+    def publish_batch(
+        self,
+        channel: str,
+        messages: Iterable[tuple[str, Any]],
+        *,
+        correlation_id: str | None = None,
+    ) -> list[str]:
+        """Publish several."""
+
+
 class Sender:
     """Turns text into messages of one channel. ``count`` of them are published so far."""
 
     def __init__(
         self,
-        messenger: Messenger,
+        messenger: Publishes,
         channel: str,
         payload_type: str | None,
         text: bool,
         correlation_id: str | None,
+        max_line_bytes: int,
     ) -> None:
         self.count = 0
+        self._max_line_bytes = max_line_bytes
         self._messenger = messenger
         self._channel = channel
         self._types = (payload_type or JSON_TYPE, payload_type or TEXT_TYPE)
@@ -124,9 +151,8 @@ class Sender:
         """
         if sys.stdin is not None and sys.stdin.isatty():
             complain("one message per line, Ctrl-D ends")
-        limit = self._messenger.config.storage.max_record_bytes
         try:
-            for lines in read_chunks(limit):
+            for lines in read_chunks(self._max_line_bytes):
                 self._send_lines(lines)
         except LineTooLongError as error:
             raise LineError(self.count + 1, str(error)) from None

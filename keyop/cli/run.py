@@ -11,8 +11,11 @@ import click
 import gevent
 from gevent.event import Event
 
+from keyop.cli.output import complain
+from keyop.cli.remote import Remote
 from keyop.envelope import Message
 from keyop.errors import RetryLater
+from keyop.federation.ephemeral import EphemeralMessenger
 from keyop.subscriber import Subscription
 
 EXIT_INTERRUPTED = 130
@@ -116,6 +119,60 @@ class Run:
                     f"{self.subscription.subscriber_id} of {self.subscription.channel} was "
                     "unsubscribed by another process"
                 )
+            if self.work.broken:
+                self.stop(EXIT_BROKEN_PIPE)
+        if self._error is not None:
+            raise self._error
+        return self._status
+
+
+class LiveRun(Run):
+    """As a run, of a hub's messages as they come: nothing is kept, so nothing comes again."""
+
+    def __init__(self, work: Work, count: int | None = None) -> None:
+        super().__init__(work, count)
+        self._messenger: EphemeralMessenger | None = None
+        self._connected = Event()
+
+    def run(self, remote: Remote, channel: str) -> int:
+        """Connect, and hand messages to the work until it is time to stop.
+
+        Raises:
+            KeyopError: the hub refuses this instance, or cannot be reached.
+        """
+        messenger = self._messenger = remote.messenger(auto_reconnect=True)
+        with self.stopped_by_signals():
+            try:
+                messenger.subscribe(channel, self.handle_live)
+                connecting = gevent.spawn(messenger.connect)
+                connecting.rawlink(lambda _: self._connected.set())
+                while not self._connected.wait(_LOOK_S) and not self._stop.is_set():
+                    pass
+                if connecting.ready():
+                    connecting.get()
+                    complain(f"following {channel} at {remote.address}")
+                connecting.kill()
+                return self.wait()
+            finally:
+                messenger.close()
+
+    def handle_live(self, message: Message) -> None:
+        """Handle one message, unless it is one too many."""
+        try:
+            self.handle(message)
+        except RetryLater:
+            pass
+
+    def wait(self) -> int:
+        """Wait until it is time to stop; return the exit status.
+
+        Raises:
+            KeyopError: the hub refuses this instance.
+            OSError: stdout cannot be written to, or a command not be started.
+        """
+        assert self._messenger is not None
+        while not self._stop.wait(_LOOK_S):
+            self._messenger.check()
             if self.work.broken:
                 self.stop(EXIT_BROKEN_PIPE)
         if self._error is not None:

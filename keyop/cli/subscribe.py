@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
-from keyop.cli.common import config_options
 from keyop.cli.consume import Executor, Printer
 from keyop.cli.moments import moment
 from keyop.cli.output import complain
-from keyop.cli.run import Run
+from keyop.cli.remote import Remote, target_options
+from keyop.cli.run import LiveRun, Run
 from keyop.config import Config
 from keyop.fs import SYSTEM_FS
 from keyop.messenger import Messenger
@@ -24,7 +26,7 @@ from keyop.storage.position import Position
     "subscriber_id",
     metavar="ID",
     required=True,
-    help="The name under which the position is kept.",
+    help="The name under which the position is kept; with --hub, of this instance.",
 )
 @click.option(
     "--from",
@@ -51,7 +53,7 @@ from keyop.storage.position import Position
     type=click.IntRange(0),
     help="How often a failed CMD is run again before its message becomes a dead letter.",
 )
-@config_options
+@target_options
 def command(
     channel: str,
     subscriber_id: str,
@@ -63,6 +65,7 @@ def command(
     concurrency: int,
     max_retries: int | None,
     config: Config,
+    remote: Remote | None,
 ) -> int:
     """Print the messages of CHANNEL, one line of JSON each, and go on where ID stopped.
 
@@ -74,17 +77,29 @@ def command(
     KEYOP_ORIGIN, KEYOP_CORRELATION_ID and KEYOP_SERVICE_NAME in its environment. Another exit
     status than 0 is a failure: it is tried again, then the message becomes a dead letter.
 
+    With --hub the messages of a hub come live, from now on; no position is kept, and --from,
+    --standby and --max-retries do not apply.
+
     Ctrl-C (exit 130) and SIGTERM (exit 0) let what is being handled end; a second one does not.
 
     \b
     Examples:
       keyop subscribe orders --id billing --from earliest
       keyop subscribe orders --id billing --count 1 --json
+      keyop subscribe orders --id me --hub hub-1:7740 --cert me.crt --key me.key --ca ca.crt
       keyop subscribe orders --id mailer --exec './send-mail --to "$KEYOP_CORRELATION_ID"'
     """
     check_channel(channel)
     check_subscriber_id(subscriber_id)
-    run = Run(Executor(program) if program is not None else Printer(whole), count)
+    work = Executor(program) if program is not None else Printer(whole)
+    if remote is not None:
+        if start is not None or standby or max_retries is not None or concurrency > 1:
+            raise click.UsageError(
+                "--from, --standby, --max-retries and --concurrency are for a data directory"
+            )
+        live = LiveRun(work, count)
+        return live.run(replace(remote, name=remote.name or subscriber_id), channel)
+    run = Run(work, count)
     messenger = Messenger(config)
     try:
         messenger.start()

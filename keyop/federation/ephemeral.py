@@ -152,6 +152,14 @@ class EphemeralMessenger:
             )
         self._check_usable()
 
+    def check(self) -> None:
+        """Raise what has ended this messenger, if anything has.
+
+        Raises:
+            HandshakeRejectedError, ConnectionLostError, EphemeralClosedError: why.
+        """
+        self._check_usable()
+
     def _check_usable(self) -> None:
         if self._closed:
             raise EphemeralClosedError("the ephemeral messenger is closed")

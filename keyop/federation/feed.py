@@ -35,11 +35,14 @@ class UndeliverableError(Exception):
 class Addressee(NamedTuple):
     """Whom a feed is for, and what it can take.
 
-    ``max_record_bytes`` is that of a record without its newline.
+    ``max_record_bytes`` is that of a record without its newline. ``keeps`` says that it has a log
+    of its own, and so needs nothing back that it has passed on; an ephemeral peer, which may share
+    its name with others, gets that as well.
     """
 
     name: str
     max_record_bytes: int
+    keeps: bool = True
 
 
 class FeedCounters:
@@ -81,7 +84,10 @@ class Feed:
         self._cursor = cursor
         self._claim = claim
         self._addressee = addressee
-        self._name = addressee.name.encode()
+        # What does not hold these bytes is for the peer.
+        self._marks = [b',"subscriber":"']
+        if addressee.keeps:
+            self._marks.append(addressee.name.encode())
         self._dead_letters = dead_letters
         self._note = note
         self._on_data = on_data
@@ -190,12 +196,13 @@ class Feed:
         """Return what to send of a line: one record, none, or those that a damaged line holds."""
         try:
             sound = strip_checksum(line)
-            if self._name not in line and b',"subscriber":"' not in line:
-                fields = None
-            else:
-                fields = decode(line)
-                if not self._is_for_peer(fields):
-                    return ()
+            fields = None
+            for mark in self._marks:
+                if mark in line:
+                    fields = decode(line)
+                    if not self._is_for_peer(fields):
+                        return ()
+                    break
             if len(line) <= self._addressee.max_record_bytes:
                 return (line,)
             if len(sound) <= self._addressee.max_record_bytes:
@@ -209,12 +216,10 @@ class Feed:
 
     def _is_for_peer(self, fields: Mapping[str, Any]) -> bool:
         """Whether the peer has not had the record, and it is not one subscriber's alone."""
-        name = self._addressee.name
-        return (
-            fields["origin"] != name
-            and name not in (fields.get("route") or ())
-            and "subscriber" not in fields
-        )
+        if "subscriber" in fields:
+            return False
+        name, route = self._addressee.name, fields.get("route") or ()
+        return not self._addressee.keeps or (fields["origin"] != name and name not in route)
 
     def _shorten(self, fields: Mapping[str, Any], line: bytes, sound: bytes) -> Sequence[bytes]:
         """Leave the route out where only it is too much; else the peer cannot take the record."""

@@ -216,7 +216,7 @@ class Instance:
             Cursor(self.store.fs, log.directory, line_limit),
             claim,
             position,
-            Addressee(peer.name, peer.max_record_bytes),
+            Addressee(peer.name, peer.max_record_bytes, position_id is not None),
             dead_letter_writer(
                 self.store,
                 channel,
