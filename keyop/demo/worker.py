@@ -1,4 +1,4 @@
-"""The processes of the demo: ``python -m keyop.demo.worker`` publish or subscribe.
+"""The processes of the demo: ``python -m keyop.demo.worker`` publish, subscribe or hub.
 
 They end when their stdin does, so that none outlives the demo.
 """
@@ -10,8 +10,10 @@ import os
 import sys
 import time
 
+import orjson
 from gevent.os import tp_read
 
+from keyop.config import Config
 from keyop.demo.source import as_line, as_payload
 from keyop.envelope import Message
 from keyop.messenger import Messenger
@@ -22,11 +24,11 @@ PAYLOAD_TYPE = "keyop.demo.Line"
 _BATCH = 16
 
 
-def publish(data_dir: str, source: str, half: int) -> None:
+def publish(config: Config, source: str, half: int) -> None:
     """Publish a file's lines; pause behind ``half`` of them until told to go on."""
     taken = 0.0
     count = 0
-    with Messenger(data_dir=data_dir) as messenger, open(source, "rb") as lines:
+    with Messenger(config) as messenger, open(source, "rb") as lines:
         batch: list[tuple[str, object]] = []
         begun = time.perf_counter()
 
@@ -49,17 +51,18 @@ def publish(data_dir: str, source: str, half: int) -> None:
                 send()
         send()
         taken += time.perf_counter() - begun
-    say(f"published {count} {taken:.6f}")
+        say(f"published {count} {taken:.6f}")
+        tp_read(0, 1)
 
 
-def subscribe(data_dir: str, subscriber_id: str, target: str) -> None:
+def subscribe(config: Config, subscriber_id: str, target: str) -> None:
     """Append every line that is delivered to a file, with its number, until stdin ends."""
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(message: Message) -> None:
         os.write(fd, b"%d " % message.payload["line"] + as_line(message.payload))
 
-    with Messenger(data_dir=data_dir) as messenger:
+    with Messenger(config) as messenger:
         messenger.subscribe(CHANNEL, subscriber_id, write, start="earliest")
         say("ready")
         tp_read(0, 1)
@@ -71,15 +74,27 @@ def say(text: str) -> None:
     os.write(1, text.encode() + b"\n")
 
 
-def main(role: str, *args: str) -> None:
-    """Run one of the two roles."""
-    # There are no classes to register for payloads, so that is nothing to warn of.
+def hub(config: Config) -> None:
+    """Be a hub until stdin ends."""
+    with Messenger(config) as messenger:
+        say(f"listening {messenger.hub_addr}")
+        tp_read(0, 1)
+
+
+def main(role: str, config: str, *args: str) -> None:
+    """Run one of the roles."""
+    # There are no classes to register for payloads, so that is nothing to warn of; nor of
+    # connections that the demo cuts itself.
     logging.getLogger("keyop.payloads").setLevel(logging.ERROR)
+    logging.getLogger("keyop.federation").setLevel(logging.ERROR)
+    made = Config.from_dict(orjson.loads(config))
     if role == "publish":
-        data_dir, source, half = args
-        publish(data_dir, source, int(half))
+        source, half = args
+        publish(made, source, int(half))
+    elif role == "subscribe":
+        subscribe(made, *args)
     else:
-        subscribe(*args)
+        hub(made)
 
 
 if __name__ == "__main__":

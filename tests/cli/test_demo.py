@@ -63,3 +63,27 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
     assert b"none" in done.stderr
+
+
+def test_across_a_hub(tmp_path: Path) -> None:
+    """Every line arrives once, although connections were cut and the hub was killed."""
+    lines = b"".join(b"line %d\n" % number for number in range(5000))
+    (tmp_path / "file").write_bytes(lines)
+    done = demo("--federated", str(tmp_path / "file"), "--dir", str(tmp_path / "out"), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["perfect"]
+    assert (told["published"], told["stored"]) == (5000, 5000)
+    assert (told["received"]["lines"], told["received"]["twice"]) == (5000, 0)
+    assert (tmp_path / "out" / "receiver.txt").read_bytes().endswith(b"4999 line 4999\n")
+
+
+def test_across_a_hub_for_people(tmp_path: Path) -> None:
+    """It ends with what was stored and received, and what has happened in between."""
+    text = b"".join(b"%d\n" % number for number in range(100))
+    done = demo("--federated", "-", "--dir", str(tmp_path / "out"), stdin=text)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.decode()
+    assert "received by 'receiver'" in out
+    assert "cut 2 connections" in out
+    assert "SIGKILL" in out

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keyop.demo.run import compare
+from keyop.demo.compare import compare
 from keyop.demo.source import as_line, as_payload, copy_source, find_default
 
 
