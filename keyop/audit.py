@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import gevent
 from gevent.event import Event
 
-from keyop.audit_event import AuditEvent, encode_event
+from keyop.audit_event import AuditEvent, encode_alike, encode_event
 from keyop.audit_file import Appended, AuditFile
 from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.forks import drop_in_children, keep_in_children
@@ -132,14 +132,13 @@ class AuditLog:
     ) -> None:
         """Record that messages were passed on, as one event each, as far as there is room."""
         room = max(0, QUEUE_EVENTS - len(self._queue))
-        for message_id in message_ids[:room]:
-            self.record(
-                AuditEvent.FORWARD,
-                message_id=message_id,
-                channel=channel,
-                direction=direction,
-                peer=peer,
-            )
+        if self._closing:
+            room = 0
+        if room:
+            shared = {"ts": self._timestamp(), "event": AuditEvent.FORWARD, "channel": channel}
+            more = {"direction": direction, "peer": peer}
+            self._queue.extend(encode_alike({**shared, **more}, message_ids[:room]))
+            self._wanted.set()
         if len(message_ids) > room:
             self._drop(len(message_ids) - room, "too many at once")
 

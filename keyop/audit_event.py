@@ -6,7 +6,7 @@ Source: format.md, "Audit record".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 import orjson
@@ -14,6 +14,8 @@ import orjson
 # Every valid name fits into the first; what comes from outside may be of any length.
 MAX_NAME_CHARS = 256
 MAX_DETAIL_CHARS = 1024
+# No name and no stamp holds a slash.
+_STAND_IN = "/id/"
 
 _FIELDS = ("ts", "event", "message_id", "channel", "direction", "peer", "peer_addr", "detail")
 
@@ -52,6 +54,19 @@ def encode_event(fields: Mapping[str, str]) -> bytes:
         return line
     text = line[:-1].decode()
     return "".join(each if each.isprintable() else _escape(each) for each in text).encode() + b"\n"
+
+
+def encode_alike(fields: Mapping[str, str], message_ids: Iterable[str]) -> list[bytes]:
+    """Return one line for each id, as :func:`encode_event` does; all other fields are shared."""
+    # A text that is not to be found elsewhere in the line stands for the id.
+    line = encode_event({**fields, "message_id": _STAND_IN})
+    before, _, after = line.partition(_STAND_IN.encode())
+    return [
+        before + message_id.encode() + after
+        if message_id.isascii() and message_id.replace("-", "").isalnum()
+        else encode_event({**fields, "message_id": message_id})
+        for message_id in message_ids
+    ]
 
 
 def _cut(name: str, value: str) -> str:

@@ -117,18 +117,23 @@ class Window:
             timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not writing.wait(timeout_s):
                 raise PublishTimeoutError(f"{message_id!r} is being written by another greenlet")
-        self.hold(message_id, claims)
+        claims.callback(self.end_claims, [message_id], self.begin_claim(message_id))
         return True
 
-    def hold(self, message_id: str, claims: ExitStack) -> None:
-        """Tell others that the id is being written, until ``claims`` ends."""
-        written = self.pending[message_id] = Event()
+    def begin_claim(self, message_id: str, outcome: Event | None = None) -> Event:
+        """Tell others that the id is being written; return what they wait for.
 
-        def end() -> None:
+        Args:
+            outcome: shared with other ids that are written at the same time.
+        """
+        outcome = self.pending[message_id] = outcome or Event()
+        return outcome
+
+    def end_claims(self, message_ids: Iterable[str], outcome: Event) -> None:
+        """These are in the log, or free again."""
+        for message_id in message_ids:
             del self.pending[message_id]
-            written.set()
-
-        claims.callback(end)
+        outcome.set()
 
     def _follow(self) -> None:
         if not self._filled:

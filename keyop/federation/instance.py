@@ -151,6 +151,7 @@ class Instance:
             link.session,
             link.connection.send_binary,
             self.config.federation.max_batch_bytes,
+            link.failed,
         )
         return sender
 

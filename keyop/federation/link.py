@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
-from keyop.errors import KeyopError, LogFailedError, MessengerClosedError, ProtocolError
+from keyop.errors import LogFailedError, MessengerClosedError, ProtocolError
 from keyop.transport.websocket import (
     ABNORMAL,
     GOING_AWAY,
@@ -111,7 +111,7 @@ class Link:
         except OSError:  # gone, which whoever reads finds out
             pass
 
-    def failed(self, error: KeyopError | OSError) -> None:
+    def failed(self, error: Exception) -> None:
         """A batch could not be written: nothing more is taken, the other side sends it again."""
         if isinstance(error, MessengerClosedError):
             self.close(GOING_AWAY, "shutting down")

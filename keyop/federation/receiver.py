@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
 
 from gevent.event import Event
 
@@ -60,7 +59,7 @@ class Receiver:
         note: Recorder,
         note_forwarded: Callable[[str, list[str]], None],
         acknowledge: Callable[[str], None],
-        failed: Callable[[KeyopError | OSError], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         self.counters = ReceiverCounters()
         self._peer = peer
@@ -95,7 +94,11 @@ class Receiver:
             batches = self._next_batches()
             try:
                 last_ids = self._commit(batches, pace)
-            except (KeyopError, OSError) as error:
+            # KeyopError and OSError are what a disk may do; anything else is a fault of keyop's
+            # own, which must not leave the peer waiting for ever.
+            except Exception as error:
+                if not isinstance(error, (KeyopError, OSError)):
+                    logger.exception("%s: storing a batch failed", self._peer)
                 self._broken = True
                 self._room.set()
                 self._failed(error)
@@ -182,17 +185,24 @@ class _Commit:
     def __init__(self, store: Store, dedup: Dedup) -> None:
         self._store = store
         self._dedup = dedup
-        self._claims = ExitStack()
         self._windows: dict[str, Window] = {}
+        # New records of each channel, and the ids of those that have one.
         self._fresh: dict[str, list[Admitted]] = {}
-        self._own: set[tuple[str, str]] = set()
+        self._claimed: dict[str, set[str]] = {}
+        self._outcome = Event()
         self.written: list[tuple[str, list[str]]] = []
 
     def __enter__(self) -> _Commit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._claims.close()
+        self._end_claims()
+
+    def _end_claims(self) -> None:
+        for channel, ids in self._claimed.items():
+            self._windows[channel].end_claims(ids, self._outcome)
+        self._claimed.clear()
+        self._outcome = Event()
 
     def add(self, admitted: Admitted) -> bool:
         """Take a record if its id was not seen; return whether it was taken.
@@ -201,9 +211,9 @@ class _Commit:
         meanwhile: two that waited for each other would wait for ever.
         """
         channel, message_id = admitted.head.channel, admitted.message_id
+        window = self._windows.get(channel) or self._window(channel)
         if message_id:
-            window = self._window(channel)
-            if (channel, message_id) in self._own:
+            if message_id in self._claimed[channel]:
                 return False
             while (writing := window.pending.get(message_id)) is not None:
                 self.write()
@@ -211,18 +221,18 @@ class _Commit:
                 window.refresh()
             if window.contains(message_id):
                 return False
-            window.hold(message_id, self._claims)
-            self._own.add((channel, message_id))
-        self._fresh.setdefault(channel, []).append(admitted)
+            window.begin_claim(message_id, self._outcome)
+            self._claimed[channel].add(message_id)
+        self._fresh[channel].append(admitted)
         return True
 
     def _window(self, channel: str) -> Window:
-        window = self._windows.get(channel)
-        if window is None:
-            log = self._store.log(channel)
-            log.open()
-            window = self._windows[channel] = self._dedup.window(log.directory)
-            window.refresh()
+        log = self._store.log(channel)
+        log.open()
+        window = self._dedup.window(log.directory)
+        window.refresh()
+        self._fresh[channel], self._claimed[channel] = [], set()
+        self._windows[channel] = window
         return window
 
     def write(self) -> None:
@@ -232,15 +242,16 @@ class _Commit:
             KeyopError: it could not be written; nothing of it counts as seen.
         """
         for channel, items in self._fresh.items():
+            if not items:
+                continue
             log = self._store.log(channel)
             data = b"".join([each.line for each in items])
             end = log.append(data)
             ids = [each.message_id for each in items]
-            window = self._windows.get(channel)
-            if window is not None:
-                window.wrote([each for each in ids if each], len(data), end)
-                window.refresh()  # where that could not be: after a roll, or behind others
+            window = self._windows[channel]
+            window.wrote([each for each in ids if each], len(data), end)
+            window.refresh()  # where that could not be: after a roll, or behind others
             self.written.append((channel, ids))
-        self._fresh.clear()
-        self._own.clear()
-        self._claims.close()
+        self._end_claims()
+        for channel in self._windows:
+            self._fresh[channel], self._claimed[channel] = [], set()

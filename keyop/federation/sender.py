@@ -30,15 +30,22 @@ class Sender:
 
     Args:
         send: sends one binary message and returns when it is on its way; ``OSError`` if not.
+        failed: told of a fault of keyop's own, after which nothing more is sent.
         max_batch_bytes: fills a batch from what is there, and never waits for more; 0 is no limit.
     """
 
     def __init__(
-        self, name: str, session: Session, send: Callable[[bytes], None], max_batch_bytes: int
+        self,
+        name: str,
+        session: Session,
+        send: Callable[[bytes], None],
+        max_batch_bytes: int,
+        failed: Callable[[Exception], None],
     ) -> None:
         self._name = name
         self._session = session
         self._send = send
+        self._failed = failed
         self._room = max_batch_bytes or NO_LIMIT_BYTES
         self.feeds: dict[str, Feed] = {}
         # Those that may have something, in the order of their turns.
@@ -77,6 +84,15 @@ class Sender:
         self._errand.call()
 
     def _work(self) -> None:
+        try:
+            self._send_ready()
+        # What is foreseen is dealt with below. Anything else must not leave the peer without what
+        # is for it and nobody knowing.
+        except Exception as error:
+            logger.exception("%s: sending failed", self._name)
+            self._failed(error)
+
+    def _send_ready(self) -> None:
         pace = Pace()
         while self._ready and self._session.may_send and not self._stopped:
             feed = next(iter(self._ready))
