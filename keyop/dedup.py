@@ -50,7 +50,8 @@ class Window:
         # Written to a log that failed then: whether they are on the disk is not known.
         self._doubtful: set[str] = set()
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """Return how many ids are held."""
         return len(self._ids)
 
     def refresh(self) -> None:
@@ -181,7 +182,7 @@ class Dedup:
             window = Window(self._fs, directory, self._size, self._max_line_bytes)
             self._windows[directory] = window
         self._windows.move_to_end(directory)
-        while sum(map(len, self._windows.values())) > self._size * _FULL_WINDOWS:
+        while sum(each.count() for each in self._windows.values()) > self._size * _FULL_WINDOWS:
             oldest = next(iter(self._windows))
             if oldest == directory or self._windows[oldest].pending:
                 break

@@ -211,7 +211,9 @@ class _Commit:
         meanwhile: two that waited for each other would wait for ever.
         """
         channel, message_id = admitted.head.channel, admitted.message_id
-        window = self._windows.get(channel) or self._window(channel)
+        window = self._windows.get(channel)
+        if window is None:
+            window = self._window(channel)
         if message_id:
             if message_id in self._claimed[channel]:
                 return False
