@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 QUEUE_EVENTS = 1000
 REPORT_INTERVAL_S = 5.0
+# Events that come one by one are written together, unless there are many already: to wake the
+# thread for each would take its time from those whose events they are.
+_LINGER_S = 0.02
+_ENOUGH_EVENTS = QUEUE_EVENTS // 8
 
 
 class AuditLog:
@@ -59,6 +63,7 @@ class AuditLog:
         self._job: Job | None = None
         self._in_flight = 0
         self._wanted = Event()
+        self._enough = Event()
         self._closing = False
         self._second, self._second_text = -1, ""
         self._unreported: Counter[str] = Counter()
@@ -125,7 +130,7 @@ class AuditLog:
             self._drop(1, f"{type(error).__name__}: {error}")
             return
         self._queue.append(line)
-        self._wanted.set()
+        self._wake()
 
     def record_forwarded(
         self, direction: str, peer: str, channel: str, message_ids: Sequence[str]
@@ -138,9 +143,14 @@ class AuditLog:
             shared = {"ts": self._timestamp(), "event": AuditEvent.FORWARD, "channel": channel}
             more = {"direction": direction, "peer": peer}
             self._queue.extend(encode_alike({**shared, **more}, message_ids[:room]))
-            self._wanted.set()
+            self._wake()
         if len(message_ids) > room:
             self._drop(len(message_ids) - room, "too many at once")
+
+    def _wake(self) -> None:
+        self._wanted.set()
+        if len(self._queue) >= _ENOUGH_EVENTS:
+            self._enough.set()
 
     def _timestamp(self) -> str:
         # As timestamps.format_ns, with the second remembered: that is most of the work.
@@ -162,6 +172,7 @@ class AuditLog:
         deadline = time.monotonic() + timeout_s
         if self._greenlets:
             self._wanted.set()
+            self._enough.set()
             self._greenlets[0].join(max(0.0, timeout_s))
             gevent.killall(self._greenlets, timeout=1.0)
             self._greenlets.clear()
@@ -189,6 +200,9 @@ class AuditLog:
         while self._queue or not self._closing:
             self._wanted.wait()
             self._wanted.clear()
+            self._enough.wait(_LINGER_S)
+            if not self._closing:
+                self._enough.clear()
             while self._queue:
                 lines = list(self._queue)
                 self._queue.clear()

@@ -63,17 +63,23 @@ class Window:
         with self._following:  # reading the tail lets others run
             self._follow()
 
-    def wrote(self, ids: Iterable[str], size: int, end: int) -> None:
+    def wrote(self, ids: Iterable[str], size: int, end: int) -> bool:
         """Take in what this process has just appended, without reading it again.
+
+        Returns:
+            Whether that was possible: not after a roll, nor behind what others appended, which
+            :meth:`refresh` takes in.
 
         Args:
             size: of the appended records, in bytes, which end at the offset ``end``.
         """
         ids = list(ids)
         self._doubtful.difference_update(ids)
-        if self._cursor.skip_to(end - size, end):
-            for message_id in ids:
-                self._add(message_id)
+        if not self._cursor.skip_to(end - size, end):
+            return False
+        for message_id in ids:
+            self._add(message_id)
+        return True
 
     def contains(self, message_id: str) -> bool:
         """Tell whether the id was seen, as of the last refresh; if so, it counts as used now."""

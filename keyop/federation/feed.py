@@ -14,6 +14,7 @@ from keyop.salvage import salvage
 from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor, Lines, Skipped
 from keyop.storage.log import Log
+from keyop.storage.warm import WarmCursors
 from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Feed:
 
     Args:
         claim: where the position is kept; None for an ephemeral peer.
+        warm: decides for how long the cursor keeps its descriptor.
         position: where to begin.
         dead_letters: takes what the peer cannot; None for a channel of dead letters.
         on_data: told that there may be something to take.
@@ -71,6 +73,7 @@ class Feed:
         self,
         log: Log,
         cursor: Cursor,
+        warm: WarmCursors,
         claim: Claim | None,
         position: int,
         addressee: Addressee,
@@ -82,6 +85,7 @@ class Feed:
         self.counters = FeedCounters()
         self._log = log
         self._cursor = cursor
+        self._warm = warm
         self._claim = claim
         self._addressee = addressee
         # What does not hold these bytes is for the peer.
@@ -161,7 +165,7 @@ class Feed:
         found = self._cursor.read(self._look_around)
         self._look_around = False
         if found is None:
-            self._cursor.close()  # an idle feed holds no descriptor
+            self._warm.keep(self._cursor)
             return False
         if isinstance(found, Lines):
             self._lines, self._index, self.position = found.lines, 0, found.start
@@ -278,7 +282,7 @@ class Feed:
     def close(self, forget: bool = False) -> None:
         """End, giving descriptors and the position back; what was not acknowledged comes again."""
         self._log.readers.events.discard(self)
-        self._cursor.close()
+        self._warm.discard(self._cursor)
         if self._claim is not None:
             if self._opened and not forget:
                 self.acknowledged(self.acknowledged_to)  # the file's time says when the peer left

@@ -15,6 +15,7 @@ from keyop.config import Config
 from keyop.deadletter import dead_letter_writer, max_dead_letter_bytes
 from keyop.dedup import Dedup
 from keyop.envelope import EnvelopeWriter
+from keyop.errand import Crew
 from keyop.errors import SubscriberInUseError
 from keyop.federation.feed import Addressee, Feed
 from keyop.federation.link import Link
@@ -26,6 +27,7 @@ from keyop.storage.cursor import Cursor
 from keyop.storage.log import Log
 from keyop.storage.position import resolve
 from keyop.storage.store import Store
+from keyop.storage.warm import WarmCursors
 from keyop.wire.frames import LENGTH_BYTES
 from keyop.wire.messages import FEATURES, Hello
 from keyop.wire.session import Session
@@ -74,6 +76,8 @@ class Instance:
         self._clock = clock
         self.max_record_bytes = config.storage.max_record_bytes
         self.links: set[Link] = set()
+        self._crew = Crew()
+        self._warm = WarmCursors()
         self._senders: dict[Link, Sender] = {}
         self._keeper: gevent.Greenlet[[], None] | None = None
 
@@ -89,11 +93,13 @@ class Instance:
         """End, after the last link has; the audit log is written out within the timeout."""
         if self._keeper is not None:
             self._keeper.kill()
+        self._crew.close()
         self.audit.close(timeout_s)
 
     def _keep(self) -> None:
         while True:
             self._clock.sleep(_TICK_S)
+            self._warm.cool()
             grown = self._grown_channels()
             for link in list(self.links):
                 link.tick()
@@ -142,6 +148,7 @@ class Instance:
             forwarded,
             link.acknowledge,
             link.failed,
+            self._crew,
         )
 
     def sender(self, link: Link, peer: Peer) -> Sender:
@@ -152,6 +159,7 @@ class Instance:
             link.connection.send_binary,
             self.config.federation.max_batch_bytes,
             link.failed,
+            self._crew,
         )
         return sender
 
@@ -215,6 +223,7 @@ class Instance:
         return Feed(
             log,
             Cursor(self.store.fs, log.directory, line_limit),
+            self._warm,
             claim,
             position,
             Addressee(peer.name, peer.max_record_bytes, position_id is not None),

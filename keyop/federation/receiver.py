@@ -6,10 +6,11 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+import gevent
 from gevent.event import Event
 
 from keyop.dedup import Dedup, Window
-from keyop.errand import Errand
+from keyop.errand import Crew, Errand
 from keyop.errors import KeyopError
 from keyop.federation.admission import Admission, Admitted, MalformedError
 from keyop.federation.feed import Recorder
@@ -60,6 +61,7 @@ class Receiver:
         note_forwarded: Callable[[str, list[str]], None],
         acknowledge: Callable[[str], None],
         failed: Callable[[Exception], None],
+        crew: Crew | None = None,
     ) -> None:
         self.counters = ReceiverCounters()
         self._peer = peer
@@ -75,7 +77,7 @@ class Receiver:
         self._queue: deque[list[bytes]] = deque()
         self._queued_bytes = 0
         self._room = Event()
-        self._errand = Errand(f"keyop-receiver-{peer}", self._work)
+        self._errand = Errand(f"keyop-receiver-{peer}", self._work, crew)
         self._broken = False
 
     def receive(self, records: list[bytes]) -> None:
@@ -103,6 +105,8 @@ class Receiver:
                 self._room.set()
                 self._failed(error)
                 return
+            # Whoever was woken by what was written goes first: the peer waits for no single one.
+            gevent.sleep(0)
             for last_id in last_ids:
                 self._acknowledge(last_id)
             self._room.set()
@@ -251,8 +255,8 @@ class _Commit:
             end = log.append(data)
             ids = [each.message_id for each in items]
             window = self._windows[channel]
-            window.wrote([each for each in ids if each], len(data), end)
-            window.refresh()  # where that could not be: after a roll, or behind others
+            if not window.wrote([each for each in ids if each], len(data), end):
+                window.refresh()
             self.written.append((channel, ids))
         self._end_claims()
         for channel in self._windows:

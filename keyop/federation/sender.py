@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from keyop.errand import Errand
+from keyop.errand import Crew, Errand
 from keyop.errors import KeyopError
 from keyop.federation.feed import Feed
 from keyop.pace import Pace
@@ -41,6 +41,7 @@ class Sender:
         send: Callable[[bytes], None],
         max_batch_bytes: int,
         failed: Callable[[Exception], None],
+        crew: Crew | None = None,
     ) -> None:
         self._name = name
         self._session = session
@@ -50,7 +51,7 @@ class Sender:
         self.feeds: dict[str, Feed] = {}
         # Those that may have something, in the order of their turns.
         self._ready: dict[Feed, None] = {}
-        self._errand = Errand(f"keyop-sender-{name}", self._work)
+        self._errand = Errand(f"keyop-sender-{name}", self._work, crew)
         self._stopped = False
 
     def add(self, feed: Feed) -> None:

@@ -228,7 +228,7 @@ def test_a_batch_that_is_refused_names_its_line() -> None:
             return "id"
 
     messenger = Refusing()
-    sender = Sender(messenger, "orders", None, True, None)  # type: ignore[arg-type]
+    sender = Sender(messenger, "orders", None, True, None, 1 << 20)  # type: ignore[arg-type]
     with pytest.raises(LineError, match="line 3 of stdin: bad value"):
         sender._send_lines([b"a", b"b", b"bad", b"c"])
     assert messenger.sent == ["a", "b"]

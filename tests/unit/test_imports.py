@@ -58,6 +58,7 @@ ORDER = [
     "storage.active",
     "storage.log",
     "storage.cursor",
+    "storage.warm",
     "storage.position",
     "storage.retention",
     "storage.watch",
