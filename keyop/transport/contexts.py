@@ -7,6 +7,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ObjectIdentifier
 from OpenSSL import SSL, crypto
 
@@ -36,7 +38,7 @@ class Credentials:
     expires: datetime
     certificate: x509.Certificate
     # Two objects of one key are not equal, and another key comes with another certificate.
-    key: crypto.PKey = field(compare=False)
+    key: Any = field(compare=False)
     authorities: tuple[x509.Certificate, ...]
     revoked: tuple[x509.CertificateRevocationList, ...]
     min_version: str
@@ -57,7 +59,7 @@ class Credentials:
                 the error names the file.
         """
         certificate = _parse("tls.cert", cert, x509.load_pem_x509_certificate)
-        pkey = _parse("tls.key", key, _load_key)
+        private = _parse("tls.key", key, _load_key)
         authorities = _parse("tls.ca", ca, x509.load_pem_x509_certificates)
         revoked = (_parse("tls.crl", crl, x509.load_pem_x509_crl),) if crl else ()
         try:
@@ -68,7 +70,7 @@ class Credentials:
             name,
             certificate.not_valid_after_utc,
             certificate,
-            pkey,
+            private,
             tuple(authorities),
             revoked,
             min_version,
@@ -192,9 +194,8 @@ def _signed(listing: x509.CertificateRevocationList, authority: x509.Certificate
     return listing.is_signature_valid(authority.public_key())  # type: ignore[arg-type] # any kind
 
 
-def _load_key(data: bytes) -> crypto.PKey:
-    # Without a passphrase callback, OpenSSL would ask on the terminal.
-    return crypto.load_privatekey(crypto.FILETYPE_PEM, data, lambda *_: b"")
+def _load_key(data: bytes) -> Any:
+    return load_pem_private_key(data, None)
 
 
 def _parse(key: str, path: str, parse: Any) -> Any:
@@ -205,7 +206,7 @@ def _parse(key: str, path: str, parse: Any) -> Any:
         raise ConfigError(f"{key}: cannot be read: {error.strerror}", path) from error
     try:
         return parse(data)
-    except (ValueError, TypeError, crypto.Error) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
         raise ConfigError(
             f"{key}: this is not a PEM file of its kind, or a damaged one", path
         ) from error
