@@ -40,6 +40,8 @@ _set_attribute = object.__setattr__
 
 # What is left between two whole records where a flipped bit hit the newline.
 _SEPARATOR_BYTES = 1
+# How long a dead letter that could not be written waits before it is tried again.
+_DEAD_LETTER_RETRY_S = 0.25
 
 
 class RetryPolicy(NamedTuple):
@@ -322,13 +324,15 @@ class Delivery:
                 write()
             except (StorageError, PublishTimeoutError, MessengerClosedError) as error:
                 attempt += 1
-                logger.error(
-                    "%s: %s cannot write a dead letter, so its position stays: %s",
-                    self.channel,
-                    self.subscriber_id,
-                    error,
-                )
-                self._stopping.wait(max(0.1, self._policy.delay_s(attempt)))
+                if attempt & (attempt - 1) == 0:  # 1, 2, 4, 8 …
+                    logger.error(
+                        "%s: %s cannot write a dead letter, so its position stays: %s",
+                        self.channel,
+                        self.subscriber_id,
+                        error,
+                    )
+                # Not the handler's backoff: it is the disk that has to recover.
+                self._stopping.wait(_DEAD_LETTER_RETRY_S)
             else:
                 self.counters.dead_letters += 1
                 return True

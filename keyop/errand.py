@@ -89,7 +89,7 @@ class Crew:
 
     def send(self, errand: Callable[[], bool]) -> gevent.Greenlet[[], None]:
         """Run an errand in a greenlet; which may do others afterwards if it returns True."""
-        if not self._idle:
+        if not self._idle or self._closed:  # those that are idle end
             hand = _Hand(self, errand)
             hand.start()
             return hand

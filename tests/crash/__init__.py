@@ -1,0 +1,1 @@
+"""Crashes: real processes killed, power cuts replayed, directories damaged by hand."""
