@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
+from keyop.channel_view import ChannelView, SubscriberView
 from keyop.errors import InvalidChannelNameError, OffsetError, StorageError
 from keyop.fs import SYSTEM_FS, FileSystem
 from keyop.held import HeldLocks
@@ -25,56 +25,6 @@ from keyop.storage.segment import Segment, list_segments, segment_path
 
 LOCK_TIMEOUT_S = 10.0
 _COUNT_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class SubscriberView:
-    """One subscriber's position. ``running`` is None where that cannot be seen.
-
-    ``offset`` and ``lag_bytes`` are None, and ``problem`` says why, where the position cannot be
-    read.
-    """
-
-    channel: str
-    subscriber_id: str
-    offset: int | None
-    lag_bytes: int | None
-    running: bool | None
-    problem: str | None = None
-
-    @property
-    def kind(self) -> str:
-        """``local``; ``peer`` or ``hub`` for the progress of sending to one."""
-        if self.subscriber_id.startswith("fed-"):
-            return "peer"
-        return "hub" if self.subscriber_id.startswith("fedout-") else "local"
-
-
-@dataclass(frozen=True)
-class ChannelView:
-    """One channel: from ``start`` to ``end``. ``records`` is None unless they were counted."""
-
-    channel: str
-    segments: int
-    disk_bytes: int
-    start: int
-    end: int
-    records: int | None
-    subscribers: tuple[SubscriberView, ...]
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether nothing is in it and nobody subscribes: what removing a channel leaves."""
-        return not self.disk_bytes and not self.subscribers
-
-    @property
-    def largest_lag(self) -> SubscriberView | None:
-        """The subscriber that is furthest behind; one whose position is unknown comes first."""
-        return max(
-            self.subscribers,
-            key=lambda each: (each.lag_bytes is None, each.lag_bytes or 0),
-            default=None,
-        )
 
 
 class Locked(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from keyop.channel_view import ChannelView
 from keyop.cli.common import (
     ListByDefault,
     common_options,
@@ -26,7 +27,6 @@ from keyop.cli.output import (
 )
 from keyop.config import Config
 from keyop.errors import StorageError
-from keyop.inspection import ChannelView
 from keyop.names import check_channel
 from keyop.removal import remove_channel
 

@@ -95,13 +95,13 @@ def command(
     """
     register = None if app is None else _find_function(app)
     if config_file is None:
-        config = embedded_config(data_dir, listen or DEFAULT_ADDRESS)
+        messenger = Messenger(embedded_config(data_dir, listen or DEFAULT_ADDRESS))
     else:
-        config = _with_options(Config.load(config_file), data_dir, listen)
+        messenger = _ConfiguredHub(Config.load(config_file), data_dir, listen)
     _raise_descriptor_limit()
     logging.getLogger("keyop").setLevel(min(logging.INFO, logging.getLogger("keyop").level))
     with _pid_file(pid_file):
-        return _serve(config, register, embedded=config_file is None)
+        return _serve(messenger, register, embedded=config_file is None)
 
 
 def embedded_config(data_dir: str | None, listen: str) -> Config:
@@ -126,6 +126,18 @@ def embedded_config(data_dir: str | None, listen: str) -> Config:
     )
 
 
+class _ConfiguredHub(Messenger):
+    """A messenger to whose configuration the options are added, whenever that is read."""
+
+    def __init__(self, config: Config, data_dir: str | None, listen: str | None) -> None:
+        self._options = (data_dir, listen)
+        super().__init__(_with_options(config, data_dir, listen))
+
+    def reload(self, config: Config | None = None) -> None:
+        """Go over to another configuration, the options added; see :meth:`Messenger.reload`."""
+        super().reload(None if config is None else _with_options(config, *self._options))
+
+
 def _with_options(config: Config, data_dir: str | None, listen: str | None) -> Config:
     path = config.path
     if data_dir is not None:
@@ -134,28 +146,39 @@ def _with_options(config: Config, data_dir: str | None, listen: str | None) -> C
         config = replace(config, hub=replace(config.hub, enabled=True, listen_addr=listen))
     if not config.hub.enabled:
         raise ConfigError("hub.enabled: false is not allowed here: this would be no hub", path)
+    object.__setattr__(config, "_path", path)  # which replace leaves out: the file is watched
     return config
 
 
-def _serve(config: Config, register: Callable[[Messenger], object] | None, embedded: bool) -> int:
-    messenger = Messenger(config)
+def _serve(
+    messenger: Messenger, register: Callable[[Messenger], object] | None, embedded: bool
+) -> int:
+    config = messenger.config
     stop = Event()
     status = 0
 
     def end(number: int) -> None:
         nonlocal status
-        status = EXIT_INTERRUPTED if number == signal.SIGINT else 0
-        # A second one ends it at once.
-        signal.signal(number, signal.SIG_DFL)
+        if not stop.is_set():
+            status = EXIT_INTERRUPTED if number == signal.SIGINT else 0
+        # A second one, of whichever kind, ends it at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         stop.set()
 
+    def read_again() -> None:
+        if started and not stop.is_set():
+            messenger.reload()
+
+    started = False
     watchers: list[Any] = [
         gevent.signal_handler(signal.SIGTERM, end, signal.SIGTERM),
         gevent.signal_handler(signal.SIGINT, end, signal.SIGINT),
-        gevent.signal_handler(signal.SIGHUP, messenger.reload),
+        gevent.signal_handler(signal.SIGHUP, read_again),
     ]
     try:
         messenger.start()
+        started = True
         if register is not None:
             register(messenger)
         _notify("READY=1")

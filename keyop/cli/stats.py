@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from keyop.channel_view import ChannelView, SubscriberView
 from keyop.cli.common import config_options, json_option, look_at
 from keyop.cli.output import human_bytes, plural, print_json, print_line, print_table
 from keyop.config import Config
 from keyop.deadletters import DeadLetters
-from keyop.inspection import ChannelView, DataDirectory, SubscriberView
+from keyop.inspection import DataDirectory
 from keyop.names import dead_letter_channel, is_dead_letter
 
 

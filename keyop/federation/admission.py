@@ -270,12 +270,12 @@ def _unique_fields(head: bytes) -> dict[str, Any] | None:
 
     try:
         text = head.decode("utf-8", "replace")
-        fields = json.loads(text, object_pairs_hook=remember, parse_constant=_refuse)
+        fields: dict[str, Any] = json.loads(
+            text, object_pairs_hook=remember, parse_constant=_refuse
+        )
     except (ValueError, RecursionError):
         return None
-    if not isinstance(fields, dict):
-        return None
-    if len(outermost) != len(fields):
+    if len(outermost) != len(fields):  # an object, which is all that ends with a brace
         raise MalformedError("one of its fields is there twice")
     return fields
 

@@ -106,7 +106,9 @@ class HubClient:
         """Go over to other channels, at once; a hub that had refused is tried again."""
         before, self.hub = self.hub, hub
         self._outbox.hub = hub
-        if self._link is not None and before.subscribe != hub.subscribe:
+        if self._link is not None and before.addr != hub.addr:
+            self._link.close(NORMAL, "the hub is elsewhere")
+        elif self._link is not None and before.subscribe != hub.subscribe:
             self._link.close(NORMAL, "subscribing to other channels")
         elif self._sender is not None:
             for channel in list(self._sender.feeds):

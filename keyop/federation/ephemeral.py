@@ -15,7 +15,9 @@ from gevent.event import Event
 
 from keyop.backoff import backoff_delay
 from keyop.config import TLSConfig
+from keyop.config_rules import dial_address
 from keyop.context import current_correlation_id, current_service_name
+from keyop.decode import strip_checksum
 from keyop.envelope import EnvelopeWriter
 from keyop.errors import (
     ConnectionLostError,
@@ -87,8 +89,15 @@ class EphemeralMessenger:
         fault = None if instance_name is None else instance_name_fault(instance_name)
         if fault is not None:
             raise ValueError(f"instance_name {fault}")
+        try:
+            if not dial_address(hub_addr):
+                raise ValueError("'' is not host:port")
+        except ValueError as error:
+            raise ValueError(f"hub_addr: {error}") from None
         if write_queue_size < 1 or max_batch_bytes < 1:
             raise ValueError("write_queue_size and max_batch_bytes must be at least 1")
+        if reconnect_base_ms < 0 or reconnect_max_ms < 0 or not 0 <= reconnect_jitter <= 1:
+            raise ValueError("reconnect times must be from 0 on, and the jitter from 0 to 1")
         if isinstance(tls, Mapping):
             tls = TLSConfig.from_dict(tls)
         self.hub_addr = hub_addr
@@ -191,8 +200,8 @@ class EphemeralMessenger:
             gevent.killall(
                 [each for each in self._greenlets if each is not gevent.getcurrent()], timeout=1.0
             )
-        self._outgoing.close()
-        self._outgoing.fail(EphemeralClosedError("the ephemeral messenger was closed"), True)
+        self._outgoing.end(EphemeralClosedError("the ephemeral messenger was closed"))
+        self._connected.set()  # so that whoever waits sees that it is closed
         for subscription in self._subscriptions.values():
             subscription.stop()
 
@@ -217,13 +226,15 @@ class EphemeralMessenger:
                 self._begin_anew()
 
     def _begin_anew(self) -> None:
-        while self._outgoing.unconfirmed:
+        link = self._link
+        self._outgoing.detach()  # what is published meanwhile waits for the next connection
+        while self._outgoing.unconfirmed and self._is_open():
             gevent.sleep(0.005)
-        if self._link is not None:
+        if self._link is link and link is not None:
             self._connected.clear()
-            self._link.close(NORMAL, "subscribing to more")
-            self._connected.wait()
-            self._check_usable()
+            link.close(NORMAL, "subscribing to more")
+        self._connected.wait()
+        self._check_usable()
 
     def register_payload_type(self, payload_type: str, cls: Callable[..., Any]) -> None:
         """Deliver payloads of this type as instances of ``cls``.
@@ -275,11 +286,14 @@ class EphemeralMessenger:
         message_id, line = self._writer.encode(
             channel, payload_type, data, correlation_id, service_name
         )
-        if len(line) > self._max_record_bytes + 1:
+        record = line[:-1]
+        if len(record) > self._max_record_bytes:
+            record = strip_checksum(record)
+        if len(record) > self._max_record_bytes:
             raise RecordTooLargeError(
-                f"the record has {len(line) - 1} bytes; the hub takes {self._max_record_bytes}"
+                f"the record has {len(record)} bytes; the hub takes {self._max_record_bytes}"
             )
-        self._outgoing.put(line[:-1], deadline)
+        self._outgoing.put(record, deadline)
         return message_id
 
     # -- the connection
@@ -297,11 +311,11 @@ class EphemeralMessenger:
             on_purpose = error is None
             if error is not None:
                 self._trouble = str(error)
-                self._outgoing.fail(error, not self._auto_reconnect)
                 if isinstance(error, HandshakeRejectedError) or not self._auto_reconnect:
                     self._give_up(error)
                     return
-                logger.warning("%s: %s", self.hub_addr, error)
+                self._outgoing.fail(error)
+                logger.warning("%s", error)
             failures = 0 if on_purpose or monotonic() - begun > 30 else failures + 1
             if failures:
                 gevent.sleep(backoff_delay(failures, *self._backoff))
@@ -339,19 +353,24 @@ class EphemeralMessenger:
         link.sender = self._outgoing
         try:
             link.connection.send_text(session.greeting())
-            return self._why(link.run(lambda greeted: self._greeted(link, greeted)))
+            return self._why(link, link.run(lambda greeted: self._greeted(link, greeted)))
         except OSError as error:
+            return ConnectionLostError(f"{self.hub_addr}: {error}")
+        # Nothing may end it unseen, or publishers would wait for ever.
+        except Exception as error:
+            logger.exception("%s: the connection failed", self.hub_addr)
             return ConnectionLostError(f"{self.hub_addr}: {error}")
         finally:
             self._connected.clear()
             self._link = None
             link.connection.finish()
 
-    def _why(self, closed: WebSocketClosedError) -> KeyopError | None:
+    def _why(self, link: Link, closed: WebSocketClosedError) -> KeyopError | None:
         if closed.code == NOT_ALLOWED:
             return HandshakeRejectedError(f"{self.hub_addr}: {closed.reason}")
-        if isinstance(closed.__cause__, TLSError):  # in TLS 1.3 it comes with the first read
-            return HandshakeRejectedError(f"{self.hub_addr}: {closed.__cause__}")
+        cause, greeted = closed.__cause__, link.session.peer is not None
+        if isinstance(cause, TLSError) and not greeted:  # in TLS 1.3 it comes with the first read
+            return HandshakeRejectedError(f"{self.hub_addr}: {cause}")
         if not closed.remote and closed.code == NORMAL:
             return None
         return ConnectionLostError(f"{self.hub_addr}: {closed}")
@@ -366,6 +385,7 @@ class EphemeralMessenger:
 
     def _give_up(self, error: KeyopError) -> None:
         self._fatal = error
+        self._outgoing.end(error)
         self._connected.set()  # so that whoever waits sees why
         logger.error("%s", error)
         if self._on_fatal is not None:

@@ -11,7 +11,7 @@ from OpenSSL import SSL
 
 from keyop.audit import AuditEvent, AuditLog
 from keyop.clock import Clock
-from keyop.config import Config, TLSConfig
+from keyop.config import ClientHub, Config, TLSConfig
 from keyop.dedup import Dedup
 from keyop.envelope import EnvelopeWriter
 from keyop.errors import ConfigError, KeyopError
@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 _STANDBY_POLL_S = 0.25
 _MAX_STALE_SWEEP_S = 60.0
+# After a start, peers have so long to come back before the first sweep, however long they were
+# away: it may be that the hub was.
+_STALE_GRACE_S = 600.0
+_EXPIRY_LOOK_S = 24 * 3600.0
+# How long a reload waits for the goodbye of a hub that left the configuration.
+_LEAVE_S = 3.0
 _MIB = 1 << 20
 
 
@@ -58,6 +64,7 @@ class Federation:
         self._instance: Instance | None = None
         self.hub: Hub | None = None
         self.clients: list[HubClient] = []
+        self._standby: gevent.Greenlet[[], None] | None = None
         self._greenlets: list[gevent.Greenlet[[], None]] = []
 
     # -- life
@@ -84,9 +91,10 @@ class Federation:
             self._begin()
         else:
             logger.info("another process federates; this one stands by")
-            self._spawn("standby", self._stand_by)
+            self._standby = self._spawn("standby", self._stand_by)
 
     def _stand_by(self) -> None:
+        failures = 0
         while True:
             self._clock.sleep(_STANDBY_POLL_S)
             try:
@@ -94,8 +102,15 @@ class Federation:
                     logger.info("the process that federated has ended; this one takes over")
                     self._begin()
                     return
-            except (KeyopError, OSError) as error:
-                logger.error("taking over failed, and is tried again: %s", error)
+            # Nothing may end the standby unseen.
+            except Exception as error:
+                failures += 1
+                if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …
+                    logger.error(
+                        "taking over failed, and is tried again: %s",
+                        error,
+                        exc_info=not isinstance(error, (KeyopError, OSError)),
+                    )
 
     def _begin(self) -> None:
         config = self.config
@@ -112,19 +127,23 @@ class Federation:
         self._context = self._credentials.context(SERVER_AUTH) if self._credentials else None
         try:
             instance.start()
-            hubs = config.client.hubs if config.client.enabled else ()
-            settle_positions(instance, hubs)
+            settle_positions(instance, config.client.hubs)
             if config.hub.enabled:
                 self.hub = self._start_hub(instance)
                 if config.hub.fed_client_offset_ttl:
-                    self._spawn("stale", self._forget_stale)
-            for hub in hubs:
-                client = HubClient(instance, hub, lambda: self._context)
-                client.start()
-                self.clients.append(client)
+                    self._greenlets.append(self._spawn("stale", self._forget_stale))
+            for hub in _dialled(config):
+                self._start_client(instance, hub)
+            if self._credentials is not None:
+                self._greenlets.append(self._spawn("expiry", self._watch_expiry))
         except BaseException:
-            self.stop(monotonic() + 1.0)
+            self._end(monotonic() + 1.0)
             raise
+
+    def _start_client(self, instance: Instance, hub: ClientHub) -> None:
+        client = HubClient(instance, hub, lambda: self._context)
+        client.start()
+        self.clients.append(client)
 
     def _start_hub(self, instance: Instance) -> Hub:
         hub = Hub(instance, self.config.hub, self._credentials)
@@ -139,17 +158,39 @@ class Federation:
 
     def _forget_stale(self) -> None:
         ttl_s = self.config.hub.fed_client_offset_ttl
+        self._clock.sleep(min(_STALE_GRACE_S, ttl_s))
         while True:
-            self._clock.sleep(min(_MAX_STALE_SWEEP_S, ttl_s / 4))
             try:
                 forget_stale_positions(self._store, ttl_s, self._clock)
             except (KeyopError, OSError) as error:
                 logger.error("positions of peers cannot be swept: %s", error)
+            self._clock.sleep(min(_MAX_STALE_SWEEP_S, ttl_s / 4))
 
-    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+    def _watch_expiry(self) -> None:
+        while True:
+            self._warn_of_expiry()
+            self._clock.sleep(_EXPIRY_LOOK_S)
+
+    def _warn_of_expiry(self) -> None:
+        credentials, tls = self._credentials, self.config.tls
+        if credentials is None:
+            return
+        left_s = credentials.expires.timestamp() - self._clock.time_ns() / 1e9
+        if left_s <= 0:
+            logger.error("%s: the certificate has expired at %s", tls.cert, credentials.expires)
+        elif left_s < tls.expiry_warn_days * 24 * 3600:
+            logger.warning(
+                "%s: the certificate expires at %s, in %d days",
+                tls.cert,
+                credentials.expires,
+                left_s // (24 * 3600),
+            )
+
+    @staticmethod
+    def _spawn(name: str, run: Callable[[], None]) -> gevent.Greenlet[[], None]:
         greenlet = gevent.spawn(run)
         greenlet.name = f"keyop-federation-{name}"
-        self._greenlets.append(greenlet)
+        return greenlet
 
     def stop(self, deadline: float) -> None:
         """Say goodbye to everybody, and end; what was not acknowledged is sent another time.
@@ -157,6 +198,12 @@ class Federation:
         Args:
             deadline: in ``time.monotonic()`` seconds.
         """
+        if self._standby is not None:
+            self._standby.kill(timeout=1.0)
+            self._standby = None
+        self._end(deadline)
+
+    def _end(self, deadline: float) -> None:
         gevent.killall(self._greenlets, timeout=1.0)
         self._greenlets.clear()
         ending = [gevent.spawn(client.stop, deadline) for client in self.clients]
@@ -190,17 +237,40 @@ class Federation:
         if not self.active:
             return
         self._context = credentials.context(SERVER_AUTH) if credentials else None
-        if self.hub is not None:
-            self.hub.apply(config.hub, credentials)
-        hubs = {hub.offset_name: hub for hub in config.client.hubs}
-        for client in self.clients:
-            hub = hubs.get(client.hub.offset_name)
-            if hub is not None and (hub != client.hub or changed):
-                client.apply(hub)
         if changed:
             self._note(AuditEvent.TLS_RELOADED)
+            self._warn_of_expiry()
         if config.hub != before.hub or config.client != before.client:
             self._note(AuditEvent.POLICY_RELOADED)
+        if self.hub is not None:
+            self.hub.apply(config.hub, credentials)
+        self._apply_hubs(config, changed)
+
+    def _apply_hubs(self, config: Config, reconnect: bool) -> None:
+        """Go over to the hubs of a configuration: leave some, stay with others, add some."""
+        hubs = {hub.offset_name: hub for hub in _dialled(config)}
+        left = [client for client in self.clients if client.hub.offset_name not in hubs]
+        for client in self.clients:
+            hub = hubs.pop(client.hub.offset_name, None)
+            if hub is not None:
+                client.apply(hub)
+                if reconnect:
+                    client.reconnect()
+        if not left and not hubs:
+            return
+        self.clients = [client for client in self.clients if client not in left]
+        deadline = monotonic() + _LEAVE_S
+        gevent.joinall([gevent.spawn(client.stop, deadline) for client in left])
+        instance = self._instance
+        if instance is None:  # stopped meanwhile
+            return
+        try:
+            # Behind the goodbyes, which give the positions back.
+            settle_positions(instance, config.client.hubs)
+            for hub in hubs.values():
+                self._start_client(instance, hub)
+        except (KeyopError, OSError) as error:
+            logger.error("client.hubs: not all of it could be applied: %s", error)
 
     def reload_failed(self, reason: str) -> None:
         """A configuration could not be used, and the old one stays."""
@@ -209,6 +279,10 @@ class Federation:
     def _note(self, event: AuditEvent, detail: str = "") -> None:
         if self._instance is not None:
             self._instance.audit.record(event, detail=detail)
+
+
+def _dialled(config: Config) -> tuple[ClientHub, ...]:
+    return config.client.hubs if config.client.enabled else ()
 
 
 def load_credentials(tls: TLSConfig) -> Credentials | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from keyop.deadletter import DeadLetterWriter
 from keyop.decode import decode, strip_checksum
 from keyop.envelope import UnknownVersionError
-from keyop.errors import CorruptRecordError
+from keyop.errors import CorruptRecordError, KeyopError
 from keyop.salvage import salvage
 from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor, Lines, Skipped
@@ -18,6 +18,9 @@ from keyop.storage.warm import WarmCursors
 from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS
 
 logger = logging.getLogger(__name__)
+
+# What is left between two whole records where a flipped bit hit the newline.
+_SEPARATOR_BYTES = 1
 
 
 class Recorder(Protocol):
@@ -99,10 +102,16 @@ class Feed:
         self._index = 0
         # What to send of the line at the index, where that was found out and had no room.
         self._selected: Sequence[bytes] | None = None
+        # The only line is the end of a sealed segment, and has no newline.
+        self._torn = False
+        # Bytes without a record that are still to be put aside.
+        self._skipped: Skipped | None = None
         # The next byte to look at, the end of what was sent, the end of what has arrived.
         self.position = position
         self.sent_to = position
         self.acknowledged_to = position
+        # Nothing between the end of what was sent and here is for the peer.
+        self._passed_to = position
         self._look_around = True
         self._opened = False
 
@@ -128,26 +137,33 @@ class Feed:
         """Return records for the next batch; None if there is nothing more just now.
 
         The list is empty where everything that was read is not for this peer. ``position`` is
-        then behind it all the same.
+        then behind it all the same. It takes what one read gives and no more, so that whoever
+        calls can give way in between.
 
         Args:
             room: bytes that the batch may have; a larger record comes alone.
 
         Raises:
             OSError: the channel cannot be read.
-            KeyopError: what the peer cannot take could not be put aside.
+            KeyopError: what the peer cannot take could not be put aside. What is before it was
+                returned by an earlier call.
         """
         records: list[bytes] = []
         size = 0
         moved = False
         while True:
             if self._index >= len(self._lines):
-                if records or not self._read():
-                    return records if records or moved else None
+                if moved or not self._read():
+                    return records if moved else None
                 moved = True
                 continue
             line = self._lines[self._index]
-            selected = self._select(line) if self._selected is None else self._selected
+            try:
+                selected = self._select(line) if self._selected is None else self._selected
+            except (OSError, KeyopError):
+                if not moved:
+                    raise
+                return records
             for record in selected:
                 size += len(record) + LENGTH_BYTES
             if records and (size > room or len(records) >= MAX_BATCH_RECORDS):
@@ -156,29 +172,35 @@ class Feed:
             records += selected
             self._selected = None
             self._index += 1
-            self.position += len(line) + 1
+            self.position += len(line) + (not self._torn)
             moved = True
 
     def _read(self) -> bool:
         if not self._opened:
             self._begin()
-        found = self._cursor.read(self._look_around)
+        found = self._skipped or self._cursor.read(self._look_around)
         self._look_around = False
         if found is None:
             self._warm.keep(self._cursor)
             return False
+        self._index, self._torn = 0, False
         if isinstance(found, Lines):
-            self._lines, self._index, self.position = found.lines, 0, found.start
+            self._lines, self.position = found.lines, found.start
+        elif found.reason == "torn":
+            self._lines, self.position = [found.head], found.start
+            self._torn = True
         else:
+            self._skipped = found  # until that has been done
             self._pass_over(found)
-            self._lines, self._index, self.position = [], 0, found.end
+            self._skipped = None
+            self._lines, self.position = [], found.end
         return True
 
     def _begin(self) -> None:
         opened = self._cursor.open(self.position)
         if opened > self.position:
             self._report_gap(self.position, opened)
-        self.position = self.sent_to = self.acknowledged_to = opened
+        self.position = self.sent_to = self.acknowledged_to = self._passed_to = opened
         self._opened = True
 
     def _report_gap(self, start: int, end: int) -> None:
@@ -198,6 +220,11 @@ class Feed:
 
     def _select(self, line: bytes) -> Sequence[bytes]:
         """Return what to send of a line: one record, none, or those that a damaged line holds."""
+        if self._torn:
+            return self._salvage(line, "the last line of a sealed segment has no end")
+        return self._select_whole(line)
+
+    def _select_whole(self, line: bytes) -> Sequence[bytes]:
         try:
             sound = strip_checksum(line)
             fields = None
@@ -212,11 +239,26 @@ class Feed:
             if len(sound) <= self._addressee.max_record_bytes:
                 return (sound,)
             return self._shorten(fields or decode(line), line, sound)
-        except UnknownVersionError:
-            return (line,)  # which the peer may know
+        except UnknownVersionError as error:
+            if len(line) <= self._addressee.max_record_bytes:
+                return (line,)  # which the peer may know
+            self._put_aside(line, f"{error}, and {self._too_large(line)}")
         except CorruptRecordError as error:
-            self._put_aside(line, str(error))
-            return [piece.data for piece in salvage(line) if piece.whole]
+            return self._salvage(line, str(error))
+        return ()
+
+    def _salvage(self, line: bytes, reason: str) -> Sequence[bytes]:
+        """Put aside what of a damaged line is no record; return what to send of the rest."""
+        pieces = salvage(line)
+        records: list[bytes] = []
+        for piece in pieces:
+            if piece.whole and (len(pieces) > 1 or _is_record(line)):
+                records += self._select_whole(piece.data)
+            elif len(pieces) > 1 and len(piece.data) <= _SEPARATOR_BYTES:
+                logger.error("%s at %d: a damaged newline", self.channel, self.position)
+            else:
+                self._put_aside(piece.data, reason)
+        return records
 
     def _is_for_peer(self, fields: Mapping[str, Any]) -> bool:
         """Whether the peer has not had the record, and it is not one subscriber's alone."""
@@ -233,22 +275,23 @@ class Feed:
             without = sound.replace(f',"route":[{names}]'.encode(), b"", 1)
             if len(without) <= self._addressee.max_record_bytes:
                 return (without,)
-        self.counters.undeliverable += 1
-        reason = (
-            f"a record of {len(sound)} bytes; {self._addressee.name} takes "
-            f"{self._addressee.max_record_bytes}"
-        )
-        logger.error("%s: undeliverable: %s", self.channel, reason)
+        reason = self._too_large(sound)
         if self._dead_letters is not None:
             self._dead_letters.write_message(fields, line, 0, UndeliverableError(reason))
+        self.counters.undeliverable += 1
+        logger.error("%s: undeliverable: %s", self.channel, reason)
         self._note("undeliverable", self.channel, fields["id"], reason)
         return ()
 
+    def _too_large(self, record: bytes) -> str:
+        name, limit = self._addressee.name, self._addressee.max_record_bytes
+        return f"a record of {len(record)} bytes; {name} takes {limit}"
+
     def _put_aside(self, data: bytes, reason: str) -> None:
-        self.counters.undeliverable += 1
-        logger.error("%s at %d: not a record: %s", self.channel, self.position, reason)
         if self._dead_letters is not None:
             self._dead_letters.write_damaged(data, f"at offset {self.position}: {reason}")
+        self.counters.undeliverable += 1
+        logger.error("%s at %d: not a record: %s", self.channel, self.position, reason)
         self._note("undeliverable", self.channel, detail=reason)
 
     # -- sending
@@ -265,6 +308,7 @@ class Feed:
 
     def passed(self) -> None:
         """Nothing up to the position was for this peer."""
+        self._passed_to = self.position
         if not self.under_way:
             self.sent_to = self.position
             self.acknowledged(self.position)
@@ -272,6 +316,8 @@ class Feed:
     def acknowledged(self, end: int, count: int = 0) -> None:
         """Everything before this offset is with the peer, or was not for it."""
         self.counters.acknowledged += count
+        if end == self.sent_to:
+            end = max(end, self._passed_to)
         self.acknowledged_to = end
         if self._claim is not None:
             try:
@@ -287,3 +333,13 @@ class Feed:
             if self._opened and not forget:
                 self.acknowledged(self.acknowledged_to)  # the file's time says when the peer left
             self._claim.release(forget)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        decode(line)
+    except UnknownVersionError:
+        pass
+    except CorruptRecordError:
+        return False
+    return True

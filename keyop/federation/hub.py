@@ -200,17 +200,23 @@ class Hub:
         link.receiver = instance.receiver(link, client.peer, accepts)
         sender = link.sender = client.sender = instance.sender(link, client.peer)
         # The positions are taken before the hello, so that what is published after it is sent.
+        policy = self._policy
         feeds = self._feeds(client, rights.effective(client.hello.subscribe))
-        if link.session.state is not State.DECIDING:  # taken over, or gone, meanwhile
+        try:
+            if link.session.state is not State.DECIDING:  # taken over, or gone, meanwhile
+                return
+            accepted.known(instance.max_message_bytes)
+            link.connection.send_text(link.session.accept())
+            while feeds:
+                sender.add(feeds.pop(0))
+        finally:
             for feed in feeds:
                 feed.close()
-            return
-        accepted.known(instance.max_message_bytes)
-        link.connection.send_text(link.session.accept())
-        for feed in feeds:
-            sender.add(feed)
         self._note(client.peer, AuditEvent.CLIENT_CONNECTED)
         logger.info("%s connected from %s", client.peer.name, client.peer.address)
+        if policy is not self._policy:  # there was a reload meanwhile
+            self._restrict(client)
+            self._extend(client)
 
     def _feeds(self, client: _Client, channels: Iterable[str]) -> list[Feed]:
         feeds: list[Feed] = []
@@ -249,10 +255,14 @@ class Hub:
         if credentials is not self._credentials:
             self._credentials = credentials
             self._context = credentials.context(CLIENT_AUTH) if credentials else None
+        # What is taken away first: what is given may have to wait.
         for client in list(self._clients):
-            self._apply_to(client)
+            self._restrict(client)
+        for client in list(self._clients):
+            self._extend(client)
 
-    def _apply_to(self, client: _Client) -> None:
+    def _restrict(self, client: _Client) -> None:
+        """Take away what a client may not have any more: channels, or its connection."""
         rights = self._policy.rights(client.peer.name)
         refusal = None if rights is not None else "not in allowlist"
         if self._credentials is not None and client.certificate is not None:
@@ -262,17 +272,21 @@ class Hub:
             self._note(client.peer, AuditEvent.CLIENT_REJECTED, detail=refusal or "")
             client.link.close(NOT_ALLOWED, refusal or "not in allowlist")
             return
-        sender = client.sender
-        if sender is None or not client.link.open:
+        if client.sender is not None:
+            wanted = rights.effective(client.hello.subscribe)
+            for channel in set(client.sender.feeds) - set(wanted):
+                client.sender.remove(channel)
+
+    def _extend(self, client: _Client) -> None:
+        """Give a client the channels that it may have now and has not yet."""
+        rights, sender = self._policy.rights(client.peer.name), client.sender
+        if rights is None or sender is None:
             return
-        wanted = rights.effective(client.hello.subscribe)
-        for channel in set(sender.feeds) - set(wanted):
-            sender.remove(channel)
-        for channel in wanted:
-            if channel not in sender.feeds:
+        for channel in rights.effective(client.hello.subscribe):
+            if channel not in sender.feeds and client.link.open:
                 try:
                     sender.add(self._feed(client, channel))
-                except KeyopError as error:
+                except (KeyopError, OSError) as error:
                     logger.error("%s: %s: %s", channel, client.peer.name, error)
 
     def _note(self, peer: Peer, event: AuditEvent, detail: str = "") -> None:

@@ -14,7 +14,7 @@ from keyop.clock import Clock
 from keyop.config import Config
 from keyop.deadletter import dead_letter_writer, max_dead_letter_bytes
 from keyop.dedup import Dedup
-from keyop.envelope import EnvelopeWriter
+from keyop.envelope import CRC_SUFFIX_BYTES, EnvelopeWriter
 from keyop.errand import Crew
 from keyop.errors import SubscriberInUseError
 from keyop.federation.feed import Addressee, Feed
@@ -99,12 +99,19 @@ class Instance:
     def _keep(self) -> None:
         while True:
             self._clock.sleep(_TICK_S)
-            self._warm.cool()
-            grown = self._grown_channels()
-            for link in list(self.links):
-                link.tick()
-                if grown and link in self._senders:
-                    self._senders[link].look_around(grown)
+            # Nothing may end this unseen: it is what notices that a peer is gone.
+            try:
+                self._look_after_links()
+            except Exception:
+                logger.exception("looking after connections failed")
+
+    def _look_after_links(self) -> None:
+        self._warm.cool()
+        grown = self._grown_channels()
+        for link in list(self.links):
+            link.tick()
+            if link in self._senders:
+                self._senders[link].look_around(grown)
 
     def _grown_channels(self) -> set[str]:
         """Return the channels in which others may have appended without a wake-up."""
@@ -115,9 +122,10 @@ class Instance:
 
     def hello(self, role: str, subscribe: Iterable[str] = (), ephemeral: bool = False) -> Hello:
         """Return this instance's hello."""
-        return Hello(
-            self.name, role, tuple(subscribe), ephemeral, FEATURES, self.max_record_bytes - 1
-        )
+        # What is stored of a record has a newline, a checksum and the own name besides.
+        added = len("\n") + CRC_SUFFIX_BYTES - len("}") + len(f',"route":["{self.name}"]')
+        limit = max(1, self.max_record_bytes - added)
+        return Hello(self.name, role, tuple(subscribe), ephemeral, FEATURES, limit)
 
     def session(self, hello: Hello) -> Session:
         """Return a new session for a connection that has just opened."""

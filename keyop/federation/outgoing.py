@@ -39,7 +39,9 @@ class Outgoing:
         self._max_batch_bytes = max_batch_bytes
         self._queue: deque[_Waiting] = deque()
         self._room = Event()
-        self._under_way: set[_Waiting] = set()
+        # In the order in which they were sent.
+        self._under_way: dict[_Waiting, None] = {}
+        self._ended: KeyopError | None = None
         self._session: Session | None = None
         self._connection: Connection | None = None
         self._errand = Errand("keyop-ephemeral-sender", self._work)
@@ -62,12 +64,14 @@ class Outgoing:
 
         Raises:
             PublishTimeoutError: not in time; ``written`` is True if it was sent.
-            KeyopError: what :meth:`fail` was told meanwhile.
+            KeyopError: what :meth:`fail` was told meanwhile, or what has ended the queue.
         """
-        while len(self._queue) >= self._size:
+        while len(self._queue) >= self._size and self._ended is None:
             self._room.clear()
             if not self._room.wait(seconds_left(deadline)):
                 raise PublishTimeoutError("the queue was full until the timeout")
+        if self._ended is not None:
+            raise self._ended
         waiting = _Waiting(record)
         self._queue.append(waiting)
         self._errand.call()
@@ -113,29 +117,21 @@ class Outgoing:
             waiting.sent = True
             batch.append(waiting)
         self._room.set()
-        self._under_way.update(batch)
+        self._under_way.update(dict.fromkeys(batch))
         return batch
 
     def acknowledged(self, token: Any) -> None:
         """The hub has a batch on its disk."""
         batch: list[_Waiting] = token
-        self._under_way.difference_update(batch)
         for each in batch:
+            self._under_way.pop(each, None)
             each.outcome.set(None)
         self._errand.call()
 
-    def fail(self, error: KeyopError, queued: bool) -> None:
-        """Tell the publishers of what was sent that it is not known whether it has arrived.
-
-        Args:
-            queued: tell those as well whose message is still here.
-        """
+    def fail(self, error: KeyopError) -> None:
+        """Tell the publishers of what was sent that it is not known whether it has arrived."""
         failed = list(self._under_way)
         self._under_way.clear()
-        if queued:
-            failed += self._queue
-            self._queue.clear()
-            self._room.set()
         for each in failed:
             each.outcome.set_exception(error)
 
@@ -143,9 +139,15 @@ class Outgoing:
         """The connection ends; see :meth:`detach`."""
         self.detach()
 
-    def close(self) -> None:
-        """End for good."""
+    def end(self, error: KeyopError) -> None:
+        """End for good; tell all who wait, and whoever comes from now on."""
+        if self._ended is None:
+            self._ended = error
         self._errand.stop()
+        self.fail(error)
+        while self._queue:
+            self._queue.popleft().outcome.set_exception(error)
+        self._room.set()
 
 
 def seconds_left(deadline: float | None) -> float | None:

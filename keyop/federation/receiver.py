@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from keyop.dedup import Dedup, Window
 from keyop.errand import Crew, Errand
-from keyop.errors import KeyopError
+from keyop.errors import KeyopError, LogFailedError
 from keyop.federation.admission import Admission, Admitted, MalformedError
 from keyop.federation.feed import Recorder
 from keyop.pace import Pace
@@ -193,6 +193,8 @@ class _Commit:
         # New records of each channel, and the ids of those that have one.
         self._fresh: dict[str, list[Admitted]] = {}
         self._claimed: dict[str, set[str]] = {}
+        # Ids of each channel that were seen before.
+        self._repeated: dict[str, list[str]] = {}
         self._outcome = Event()
         self.written: list[tuple[str, list[str]]] = []
 
@@ -226,6 +228,7 @@ class _Commit:
                 writing.wait()
                 window.refresh()
             if window.contains(message_id):
+                self._repeated[channel].append(message_id)
                 return False
             window.begin_claim(message_id, self._outcome)
             self._claimed[channel].add(message_id)
@@ -237,12 +240,14 @@ class _Commit:
         log.open()
         window = self._dedup.window(log.directory)
         window.refresh()
-        self._fresh[channel], self._claimed[channel] = [], set()
+        self._fresh[channel], self._claimed[channel], self._repeated[channel] = [], set(), []
         self._windows[channel] = window
         return window
 
     def write(self) -> None:
         """Append what was taken so far, and end the claims to it.
+
+        What was seen before is in the log as well then, under its sync policy.
 
         Raises:
             KeyopError: it could not be written; nothing of it counts as seen.
@@ -252,12 +257,28 @@ class _Commit:
                 continue
             log = self._store.log(channel)
             data = b"".join([each.line for each in items])
-            end = log.append(data)
             ids = [each.message_id for each in items]
             window = self._windows[channel]
+            try:
+                end = log.append(data)
+            except LogFailedError:
+                window.doubt(ids)
+                raise
             if not window.wrote([each for each in ids if each], len(data), end):
                 window.refresh()
             self.written.append((channel, ids))
+        self._confirm_repeated()
         self._end_claims()
         for channel in self._windows:
             self._fresh[channel], self._claimed[channel] = [], set()
+
+    def _confirm_repeated(self) -> None:
+        """Whoever wrote these may have been stopped before they were on the disk."""
+        for channel, ids in self._repeated.items():
+            if ids:
+                try:
+                    self._store.log(channel).confirm(len(ids))
+                except LogFailedError:
+                    self._windows[channel].doubt(ids)
+                    raise
+                self._repeated[channel] = []

@@ -51,11 +51,16 @@ class Sender:
         self.feeds: dict[str, Feed] = {}
         # Those that may have something, in the order of their turns.
         self._ready: dict[Feed, None] = {}
+        # Those that could not be read, and how often in a row.
+        self._failures: dict[Feed, int] = {}
         self._errand = Errand(f"keyop-sender-{name}", self._work, crew)
         self._stopped = False
 
     def add(self, feed: Feed) -> None:
-        """Send this feed too."""
+        """Send this feed too; one that comes too late is closed."""
+        if self._stopped:
+            feed.close()
+            return
         self.feeds[feed.channel] = feed
         feed.open()
 
@@ -64,6 +69,7 @@ class Sender:
         feed = self.feeds.pop(channel, None)
         if feed is not None:
             self._ready.pop(feed, None)
+            self._failures.pop(feed, None)
             feed.close(forget)
 
     def wake(self, feed: Feed) -> None:
@@ -72,7 +78,12 @@ class Sender:
         self._errand.call()
 
     def look_around(self, channels: Iterable[str]) -> None:
-        """Let the feeds of these channels look for what no wake-up has told of."""
+        """Let the feeds of these channels look for what no wake-up has told of.
+
+        Those that could not be read are tried again.
+        """
+        for failed in self._failures:
+            self.wake(failed)
         for channel in channels:
             feed = self.feeds.get(channel)
             if feed is not None:
@@ -102,9 +113,11 @@ class Sender:
                 records = feed.take(self._room)
             except (OSError, KeyopError) as error:
                 # It stays where it is, and is looked at again with the next wake-up or poll.
-                logger.error("%s: %s: cannot be read: %s", feed.channel, self._name, error)
+                self._note_failure(feed, error)
                 continue
-            if records is None:
+            self._failures.pop(feed, None)
+            # It may have been removed while a dead letter was written.
+            if records is None or self.feeds.get(feed.channel) is not feed:
                 continue
             self._ready[feed] = None
             if not records:
@@ -117,6 +130,13 @@ class Sender:
                 except OSError:  # the connection is gone, which whoever reads it finds out
                     return
             pace.step()
+
+    def _note_failure(self, feed: Feed, error: Exception) -> None:
+        if self.feeds.get(feed.channel) is not feed:
+            return
+        count = self._failures[feed] = self._failures.get(feed, 0) + 1
+        if count & (count - 1) == 0:  # 1, 2, 4, 8 …
+            logger.error("%s: %s: cannot be read: %s", feed.channel, self._name, error)
 
     @property
     def idle(self) -> bool:
@@ -131,3 +151,4 @@ class Sender:
             feed.close()
         self.feeds.clear()
         self._ready.clear()
+        self._failures.clear()

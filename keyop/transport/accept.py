@@ -140,7 +140,7 @@ class Listener(WSGIServer):
         self._context = context
         self._serve = serve
         self._refused = refused
-        self._served: set[gevent.Greenlet[..., None]] = set()
+        self._served: dict[gevent.Greenlet[..., None], _Stranger] = {}
         self._ended = False
 
     def handle(self, client_socket: socket, address: Any) -> None:
@@ -173,8 +173,8 @@ class Listener(WSGIServer):
         )
         greenlet = gevent.spawn(self._run, stranger, accepted)
         greenlet.name = f"keyop-hub-link-{stranger.where}"
-        self._served.add(greenlet)
-        greenlet.rawlink(self._served.discard)
+        self._served[greenlet] = stranger
+        greenlet.rawlink(self._served.pop)
 
     def _run(self, stranger: _Stranger, accepted: Accepted) -> None:
         try:
@@ -192,7 +192,11 @@ class Listener(WSGIServer):
         self.close()
         self.pending.drop()
         gevent.joinall(list(self._served), timeout=timeout_s)
-        gevent.killall(list(self._served), timeout=1.0)
+        left = dict(self._served)
+        gevent.killall(list(left), block=False)
+        for stranger in left.values():
+            stranger.end()  # or they would wait for a goodbye
+        gevent.joinall(list(left), timeout=1.0)
         self.stop(timeout=0.1)
 
 
@@ -233,6 +237,8 @@ class _Stranger:
         with gevent.Timeout(HANDSHAKE_S, TimeoutError("no TLS handshake in time")):
             # Who only looks whether somebody listens is not worth a word, nor the cost of TLS.
             self.has_spoken = bool(self._plain.recv(1, flags.MSG_PEEK))
+            if not self.has_spoken:
+                raise EndOfStreamError("the connection ended without a word")
             if context is None:
                 return
             self.stream = secured = TLSSocket(context, self._plain, server_side=True)

@@ -128,8 +128,8 @@ class TestMessages:
             assert [hand.read().opcode, hand.read().opcode] == [PONG, TEXT]
 
     def test_many_small_fragments(self, role: str) -> None:
-        """A message of a hundred thousand fragments costs about what it holds, empty ones none."""
-        count = 100_000
+        """A message of thousands of fragments costs about what it holds, and empty ones nothing."""
+        count = 40_000
         mask = MASK if role == HUB else None
         one, none = (
             frame(CONTINUATION, b"x", fin=False, mask=mask),
@@ -158,7 +158,7 @@ class TestMessages:
         finally:
             tracemalloc.stop()
         assert message == b"x" * (count // 2 + 1) + b"!"
-        assert peak < 500_000
+        assert peak < 250_000
 
 
 def replay(recorded: list[RecordedFrame], from_client: bool, size: int) -> Iterator[bytes]:
@@ -774,16 +774,17 @@ class TestClosing:
             connection.finish()
             connection.finish()
 
-    def test_it_waits_for_nobody(self, role: str) -> None:
+    def test_it_waits_for_nobody(self, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
         """A peer that does not read cannot hold ``close`` up, only the end, and that not long."""
+        monkeypatch.setattr(websocket, "DRAIN_S", 0.5)
         with by_hand(role, sockets=small_pair) as (connection, _):
             sender = fill(connection, FRAGMENT)
             begun = time.monotonic()
             connection.close(1001, "shutting down")
-            assert time.monotonic() - begun < 0.5
+            assert time.monotonic() - begun < 0.4
             assert end_of(connection).code == 1001
             connection.finish()
-            assert websocket.DRAIN_S <= time.monotonic() - begun < websocket.DRAIN_S + 3
+            assert 0.5 <= time.monotonic() - begun < 5
             with pytest.raises(OSError):
                 sender.get(timeout=10)
 
@@ -949,7 +950,7 @@ class TestSignsOfLife:
 
             def flood() -> None:
                 data = frame(PING, b"p" * 125, mask=MASK if role == HUB else None) * 100
-                for _ in range(1000):
+                for _ in range(200):
                     hand.raw(data)
                 hand.send(TEXT, b"the end")
 

@@ -109,6 +109,48 @@ def test_an_errand_may_stop_itself(crew: Crew | None) -> None:
     assert begun == [1]
 
 
+def test_joining_waits_for_what_it_was_called_for() -> None:
+    """``join`` returns once the work is done, at once where there is none."""
+    work = Work()
+    errand = Errand("e", work)
+    errand.join()
+    assert work.begun == 0
+    errand.call()
+    errand.join()
+    assert (work.ended, errand.running) == (1, False)
+
+
+def test_it_goes_on_after_work_that_was_killed(crew: Crew | None) -> None:
+    """Whoever kills the greenlet, other than by ``stop``, does not end the errand."""
+    work = Work()
+    work.gate.clear()
+    errand = Errand("e", work, crew)
+    errand.call()
+    work.started.wait(5)
+    assert errand._greenlet is not None
+    errand._greenlet.kill()
+    assert (work.killed, errand.running) == (1, False)
+    work.gate.set()
+    errand.call()
+    settle(errand)
+    assert work.ended == 1
+
+
+def test_a_crew_that_is_closing_loses_no_errand() -> None:
+    """An errand that is sent while the idle are being ended is done by somebody else."""
+    crew = Crew(2)
+    first, second = Work(), Work()
+    errand = Errand("e", first, crew)
+    errand.call()
+    settle(errand)
+    # Runs before the idle greenlet is ended, and after that was decided.
+    gevent.get_hub().loop.run_callback(Errand("late", second, crew).call)
+    crew.close()
+    with gevent.Timeout(5):
+        while not second.ended:
+            gevent.sleep(0)
+
+
 def test_a_greenlet_of_a_crew_does_one_errand_after_another() -> None:
     crew = Crew()
     seen: list[gevent.Greenlet] = []

@@ -232,4 +232,4 @@ class LossyLink(RuleBasedStateMachine):
 
 
 TestLossyLink = LossyLink.TestCase
-TestLossyLink.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestLossyLink.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
