@@ -67,19 +67,18 @@ class Window:
         """Take in what this process has just appended, without reading it again.
 
         Returns:
-            Whether that was possible: not after a roll, nor behind what others appended, which
-            :meth:`refresh` takes in.
+            Whether the log need not be read: it must after a roll and behind what others
+            appended, which :meth:`refresh` takes in.
 
         Args:
             size: of the appended records, in bytes, which end at the offset ``end``.
         """
         ids = list(ids)
         self._doubtful.difference_update(ids)
-        if not self._cursor.skip_to(end - size, end):
-            return False
+        # Whatever the log is read for: retention may have dropped them by then.
         for message_id in ids:
             self._add(message_id)
-        return True
+        return self._cursor.skip_to(end - size, end)
 
     def contains(self, message_id: str) -> bool:
         """Tell whether the id was seen, as of the last refresh; if so, it counts as used now."""
@@ -159,6 +158,7 @@ class Window:
                     message_id = record_id(line)
                     if message_id is not None:
                         self._add(message_id)
+                    pace.step()
             pace.step()
 
     def close(self) -> None:

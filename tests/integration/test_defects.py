@@ -749,6 +749,23 @@ def test_defect_25_ids_outlive_a_restart(tmp_path: Path) -> None:
     assert records(tmp_path, "orders")[-1]["payload"] == "new"
 
 
+def test_defect_25_ids_outlive_their_records(tmp_path: Path) -> None:
+    """An id is known when retention has dropped its record before anybody asked for the id again.
+
+    This one was the first of its segment, which its publisher does not read back.
+    """
+    storage = {"max_segment_bytes": 300, "max_files": 1}
+    with running(tmp_path, storage=storage) as messenger:
+        messenger.publish("orders", "t", "x" * 300, message_id="before")
+        messenger.publish("orders", "t", 1, message_id="once")
+        messenger.publish("orders", "t", "x" * 300)
+        messenger.publish("orders", "t", "x" * 300)
+        messenger.sweep()
+        assert "once" not in [r["id"] for r in records(tmp_path, "orders")]
+        messenger.publish("orders", "t", 1, message_id="once")
+        assert "once" not in [r["id"] for r in records(tmp_path, "orders")]
+
+
 def test_defect_25_ids_outlive_a_kill(tmp_path: Path) -> None:
     """So it is when the process was killed right after the publish returned.
 
