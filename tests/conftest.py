@@ -38,12 +38,10 @@ def warm_hub() -> None:
     pool = ThreadPool(1)
     pool.apply(int)
     pool.kill()
-    # Nothing made so far is looked at again: that keeps the search for greenlets short.
-    gc.collect()
-    gc.freeze()
 
 
 def live_greenlets() -> list[gevent.Greenlet[..., Any]]:
+    """Return those that were made since the collector was frozen last, and live."""
     return [
         each for each in gc.get_objects() if isinstance(each, gevent.Greenlet) and not each.dead
     ]
@@ -70,16 +68,14 @@ def no_leaks(request: pytest.FixtureRequest, warm_hub: None) -> Iterator[None]:
         assert marker.args or marker.kwargs.get("reason"), "may_leak needs a reason"
         yield
         return
-    greenlets_before = live_greenlets()
+    # Nothing made so far is looked at again: that keeps the search for greenlets short.
+    gc.collect()
+    gc.freeze()
     descriptors_before = open_descriptors() if os.path.isdir("/proc/self/fd") else None
     yield
 
     def leaked() -> list[str]:
-        left = [
-            f"greenlet {each!r}"
-            for each in live_greenlets()
-            if not any(each is old for old in greenlets_before)
-        ]
+        left = [f"greenlet {each!r}" for each in live_greenlets()]
         if descriptors_before is not None:
             left += [
                 f"descriptor {fd} of {target}"

@@ -10,17 +10,21 @@ from keyop.deadletter import DeadLetterWriter
 from keyop.decode import decode, strip_checksum
 from keyop.envelope import UnknownVersionError
 from keyop.errors import CorruptRecordError, KeyopError
+from keyop.federation.pages import Page, Pages, Portion
 from keyop.salvage import salvage
 from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor, Lines, Skipped
 from keyop.storage.log import Log
 from keyop.storage.warm import WarmCursors
-from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS
+from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS, encode_batch
 
 logger = logging.getLogger(__name__)
 
 # What is left between two whole records where a flipped bit hit the newline.
 _SEPARATOR_BYTES = 1
+# So many batches that are not full are sent before the first of them has arrived. With one, each
+# would cost the way there and back.
+_SMALL_UNDER_WAY = 2
 
 
 class Recorder(Protocol):
@@ -67,6 +71,7 @@ class Feed:
     Args:
         claim: where the position is kept; None for an ephemeral peer.
         warm: decides for how long the cursor keeps its descriptor.
+        pages: what other feeds of the channel may have read already.
         position: where to begin.
         dead_letters: takes what the peer cannot; None for a channel of dead letters.
         on_data: told that there may be something to take.
@@ -77,6 +82,7 @@ class Feed:
         log: Log,
         cursor: Cursor,
         warm: WarmCursors,
+        pages: Pages,
         claim: Claim | None,
         position: int,
         addressee: Addressee,
@@ -89,16 +95,19 @@ class Feed:
         self._log = log
         self._cursor = cursor
         self._warm = warm
+        self._pages = pages
         self._claim = claim
         self._addressee = addressee
         # What does not hold these bytes is for the peer.
         self._marks = [b',"subscriber":"']
         if addressee.keeps:
-            self._marks.append(addressee.name.encode())
+            self._marks.append(f'"{addressee.name}"'.encode())
         self._dead_letters = dead_letters
         self._note = note
         self._on_data = on_data
         self._lines: list[bytes] = []
+        # Where all of these lines are for the peer as they stand.
+        self._page: Page | None = None
         self._index = 0
         # What to send of the line at the index, where that was found out and had no room.
         self._selected: Sequence[bytes] | None = None
@@ -112,6 +121,8 @@ class Feed:
         self.acknowledged_to = position
         # Nothing between the end of what was sent and here is for the peer.
         self._passed_to = position
+        # Batches that were sent and have not arrived.
+        self._batches = 0
         self._look_around = True
         self._opened = False
 
@@ -133,10 +144,10 @@ class Feed:
 
     # -- reading
 
-    def take(self, room: int) -> list[bytes] | None:
+    def take(self, room: int) -> Portion | None:
         """Return records for the next batch; None if there is nothing more just now.
 
-        The list is empty where everything that was read is not for this peer. ``position`` is
+        There is none in it where everything that was read is not for this peer. ``position`` is
         then behind it all the same. It takes what one read gives and no more, so that whoever
         calls can give way in between.
 
@@ -148,15 +159,22 @@ class Feed:
             KeyopError: what the peer cannot take could not be put aside. What is before it was
                 returned by an earlier call.
         """
+        if self._index >= len(self._lines) and not self._read():
+            return None
+        page = self._page
+        if page is not None:
+            before = self._index
+            self._index, portion = page.portion(before, room)
+            self.position += page.length(before, self._index)
+            return portion
+        records = self._take_each(room)
+        return Portion(len(records), encode_batch(records))
+
+    def _take_each(self, room: int) -> list[bytes]:
         records: list[bytes] = []
         size = 0
         moved = False
-        while True:
-            if self._index >= len(self._lines):
-                if moved or not self._read():
-                    return records if moved else None
-                moved = True
-                continue
+        while self._index < len(self._lines):
             line = self._lines[self._index]
             try:
                 selected = self._select(line) if self._selected is None else self._selected
@@ -174,18 +192,22 @@ class Feed:
             self._index += 1
             self.position += len(line) + (not self._torn)
             moved = True
+        return records
 
     def _read(self) -> bool:
         if not self._opened:
             self._begin()
+        if self._turn_page():
+            return True
         found = self._skipped or self._cursor.read(self._look_around)
         self._look_around = False
         if found is None:
             self._warm.keep(self._cursor)
             return False
-        self._index, self._torn = 0, False
+        self._index, self._torn, self._page = 0, False, None
         if isinstance(found, Lines):
             self._lines, self.position = found.lines, found.start
+            self._open_page(self._pages.add(self._cursor.directory, found))
         elif found.reason == "torn":
             self._lines, self.position = [found.head], found.start
             self._torn = True
@@ -195,6 +217,20 @@ class Feed:
             self._skipped = None
             self._lines, self.position = [], found.end
         return True
+
+    def _turn_page(self) -> bool:
+        """Go on with what another feed has read, if it has."""
+        page = self._pages.find(self._cursor.directory, self._cursor.position)
+        if page is None or self._skipped or not self._cursor.skip_to(page.start, page.end):
+            return False
+        self._index, self._torn = 0, False
+        self._lines, self.position = page.lines, page.start
+        self._open_page(page)
+        return True
+
+    def _open_page(self, page: Page | None) -> None:
+        suits = page is not None and page.suits(self._marks, self._addressee.max_record_bytes)
+        self._page = page if suits else None
 
     def _begin(self) -> None:
         opened = self._cursor.open(self.position)
@@ -301,8 +337,16 @@ class Feed:
         """Whether something was sent that has not arrived yet."""
         return self.acknowledged_to < self.sent_to
 
+    def had_better_wait(self, room: int) -> bool:
+        """Whether more should come together first: less than a batch is there, and some are sent.
+
+        Who is busy with what was sent gets no more, but larger batches.
+        """
+        return self._batches >= _SMALL_UNDER_WAY and self._log.end - self.position < room
+
     def sent(self, count: int) -> None:
         """So many records, up to the position, are on their way."""
+        self._batches += 1
         self.counters.sent += count
         self.sent_to = self.position
 
@@ -314,7 +358,12 @@ class Feed:
             self.acknowledged(self.position)
 
     def acknowledged(self, end: int, count: int = 0) -> None:
-        """Everything before this offset is with the peer, or was not for it."""
+        """Everything before this offset is with the peer, or was not for it.
+
+        Args:
+            count: of the records in the batch that has arrived; 0 if none has.
+        """
+        self._batches -= bool(count)
         self.counters.acknowledged += count
         if end == self.sent_to:
             end = max(end, self._passed_to)

@@ -19,6 +19,7 @@ from keyop.errand import Crew
 from keyop.errors import SubscriberInUseError
 from keyop.federation.feed import Addressee, Feed
 from keyop.federation.link import Link
+from keyop.federation.pages import Pages
 from keyop.federation.receiver import Receiver
 from keyop.federation.sender import Sender
 from keyop.names import is_dead_letter
@@ -78,6 +79,7 @@ class Instance:
         self.links: set[Link] = set()
         self._crew = Crew()
         self._warm = WarmCursors()
+        self._pages = Pages()
         self._senders: dict[Link, Sender] = {}
         self._keeper: gevent.Greenlet[[], None] | None = None
 
@@ -107,6 +109,7 @@ class Instance:
 
     def _look_after_links(self) -> None:
         self._warm.cool()
+        self._pages.clear()
         grown = self._grown_channels()
         for link in list(self.links):
             link.tick()
@@ -232,6 +235,7 @@ class Instance:
             log,
             Cursor(self.store.fs, log.directory, line_limit),
             self._warm,
+            self._pages,
             claim,
             position,
             Addressee(peer.name, peer.max_record_bytes, position_id is not None),

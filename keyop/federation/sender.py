@@ -107,29 +107,37 @@ class Sender:
     def _send_ready(self) -> None:
         pace = Pace()
         while self._ready and self._session.may_send and not self._stopped:
-            feed = next(iter(self._ready))
+            feed = self._next_ready()
+            if feed is None:
+                return
             del self._ready[feed]
             try:
-                records = feed.take(self._room)
+                portion = feed.take(self._room)
             except (OSError, KeyopError) as error:
                 # It stays where it is, and is looked at again with the next wake-up or poll.
                 self._note_failure(feed, error)
                 continue
             self._failures.pop(feed, None)
             # It may have been removed while a dead letter was written.
-            if records is None or self.feeds.get(feed.channel) is not feed:
+            if portion is None or self.feeds.get(feed.channel) is not feed:
                 continue
             self._ready[feed] = None
-            if not records:
+            if not portion.records:
                 feed.passed()
             else:
-                feed.sent(len(records))
-                batch = _Batch(feed, feed.position, len(records))
+                feed.sent(portion.records)
+                batch = _Batch(feed, feed.position, portion.records)
                 try:
-                    self._send(self._session.send_batch(records, batch))
+                    self._send(self._session.send_encoded(portion.message, batch))
                 except OSError:  # the connection is gone, which whoever reads it finds out
                     return
             pace.step()
+
+    def _next_ready(self) -> Feed | None:
+        for feed in self._ready:  # those that wait have a batch in the window, so they are few
+            if not feed.had_better_wait(self._room):
+                return feed
+        return None
 
     def _note_failure(self, feed: Feed, error: Exception) -> None:
         if self.feeds.get(feed.channel) is not feed:

@@ -145,10 +145,14 @@ class Session:
 
     def send_batch(self, records: list[bytes], token: Any) -> bytes:
         """Return the binary message to send; ``token`` comes back with its acknowledgement."""
+        return self.send_encoded(encode_batch(records), token)
+
+    def send_encoded(self, message: bytes, token: Any) -> bytes:
+        """As :meth:`send_batch`, of a batch that is encoded already."""
         if not self.may_send:
             raise RuntimeError("no room for a batch: ask may_send first")
         self._under_way.append(token)
-        return encode_batch(records)
+        return message
 
     def ack(self, last_id: str) -> str:
         """Return the text that acknowledges the oldest batch that was received and not yet was."""
