@@ -513,7 +513,7 @@ def _called_from_inside() -> bool:
 
     Waiting would wait for the very frames below.
     """
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.startswith(("keyop.storage.", "keyop.delivery", "keyop.subscriber")):

@@ -79,13 +79,16 @@ class Receiver:
         self._room = Event()
         self._errand = Errand(f"keyop-receiver-{peer}", self._work, crew)
         self._broken = False
+        self.waits = False
 
     def receive(self, records: list[bytes]) -> None:
         """Take a batch; waits only where the peer has sent far more than was acknowledged."""
         size = sum(map(len, records))
         while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
             self._room.clear()
+            self.waits = True
             self._room.wait()
+        self.waits = False
         self._queue.append(records)
         self._queued_bytes += size
         self._errand.call()
@@ -95,7 +98,7 @@ class Receiver:
         while self._queue and not self._broken:
             batches = self._next_batches()
             try:
-                last_ids = self._commit(batches, pace)
+                last_ids, written = self._commit(batches, pace)
             # KeyopError and OSError are what a disk may do; anything else is a fault of keyop's
             # own, which must not leave the peer waiting for ever.
             except Exception as error:
@@ -105,10 +108,15 @@ class Receiver:
                 self._room.set()
                 self._failed(error)
                 return
-            # Whoever was woken by what was written goes first: the peer waits for no single one.
-            gevent.sleep(0)
-            for last_id in last_ids:
-                self._acknowledge(last_id)
+            try:
+                # Whoever was woken by what was written goes first, then the peer: it waits for no
+                # single one. Nobody waits for the audit log.
+                gevent.sleep(0)
+                for last_id in last_ids:
+                    self._acknowledge(last_id)
+            finally:
+                for channel, ids in written:
+                    self._note_forwarded(channel, ids)
             self._room.set()
             pace.step()
 
@@ -122,8 +130,14 @@ class Receiver:
             batches.append(records)
         return batches
 
-    def _commit(self, batches: list[list[bytes]], pace: Pace) -> list[str]:
-        """Write what may be stored of some batches; return the last id of each."""
+    def _commit(
+        self, batches: list[list[bytes]], pace: Pace
+    ) -> tuple[list[str], list[tuple[str, list[str]]]]:
+        """Write what may be stored of some batches.
+
+        Returns:
+            The last id of each batch, and the ids that were written to each channel.
+        """
         last_ids = []
         counters, admit = self.counters, self._admission.admit
         with _Commit(self._store, self._dedup) as commit:
@@ -145,9 +159,7 @@ class Receiver:
                     pace.step()
                 last_ids.append(last_id)
             commit.write()
-        for channel, ids in commit.written:
-            self._note_forwarded(channel, ids)
-        return last_ids
+        return last_ids, commit.written
 
     def _skip_malformed(self, error: MalformedError) -> None:
         self.counters.malformed += 1
@@ -165,6 +177,13 @@ class Receiver:
         if not self._accepts(head.channel):
             self.counters.violations += 1
             self._note("policy_violation", head.channel, admitted.message_id)
+            if self.counters.violations & (self.counters.violations - 1) == 0:  # as above
+                logger.warning(
+                    "%s sent %d records of channels that are not taken from it; the latest: %s",
+                    self._peer,
+                    self.counters.violations,
+                    head.channel,
+                )
             return False
         if head.origin == self._instance_name or self._instance_name in head.route:
             self.counters.loops += 1

@@ -650,6 +650,15 @@ def test_publish_to_its_own_channel(tmp_path: Path) -> None:
         assert seen.wait(6) == [0, 1, 2, 3, 4, 5]
 
 
+def test_close_as_a_greenlet(tmp_path: Path) -> None:
+    """Closing may be all that a greenlet does."""
+    with running(tmp_path) as messenger:
+        messenger.publish("orders", "t", 1)
+        gevent.spawn(messenger.close).get()
+        with pytest.raises(keyop.MessengerClosedError):
+            messenger.publish("orders", "t", 2)
+
+
 def test_close_lets_handlers_finish(tmp_path: Path) -> None:
     """``close`` waits for a running handler, whose message is then committed."""
     done = []
