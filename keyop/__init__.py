@@ -45,8 +45,9 @@ from keyop.errors import (
     SubscriberInUseError,
     WrongThreadError,
 )
+from keyop.latency import Percentiles
 from keyop.messenger import Messenger
-from keyop.stats import ChannelStats, Stats, SubscriberStats
+from keyop.stats import ChannelStats, LatencyStats, Stats, SubscriberStats
 from keyop.subscriber import Subscription
 from keyop.version import __version__
 
@@ -73,6 +74,7 @@ __all__ = [
     "InvalidChannelNameError",
     "InvalidSubscriberIdError",
     "KeyopError",
+    "LatencyStats",
     "LogFailedError",
     "Message",
     "Messenger",
@@ -80,6 +82,7 @@ __all__ = [
     "OffsetError",
     "PayloadError",
     "PayloadTypeAlreadyRegisteredError",
+    "Percentiles",
     "ProtocolError",
     "PublishTimeoutError",
     "RecordTooLargeError",

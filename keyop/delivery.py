@@ -26,7 +26,8 @@ from keyop.errors import (
     RetryLater,
     StorageError,
 )
-from keyop.pace import Pace
+from keyop.latency import MessengerLatencies
+from keyop.pace import SLICE_S, Pace
 from keyop.payloads import PayloadRegistry
 from keyop.salvage import salvage
 from keyop.storage.cursor import Skipped
@@ -87,6 +88,7 @@ class Delivery:
         dead_letters: DeadLetterWriter | None,
         max_record_bytes: int,
         stopping: Event,
+        latencies: MessengerLatencies,
     ) -> None:
         self.channel = channel
         self.subscriber_id = subscriber_id
@@ -99,6 +101,9 @@ class Delivery:
         self._dead_letters = dead_letters
         self._max_record_bytes = max_record_bytes
         self._stopping = stopping
+        self._latencies = latencies
+        # When the next message is measured.
+        self._measure_at = 0.0
 
     def deliver_lines(
         self,
@@ -119,6 +124,7 @@ class Delivery:
         read, handler, counters = self._read, self._handler, self.counters
         classes, limit, channel = self._registry.classes, self._max_record_bytes, self.channel
         current_id, set_id = current_correlation_id.get, current_correlation_id.set
+        measured = monotonic() >= self._measure_at
         for line in lines:
             size = len(line) + 1
             try:
@@ -136,6 +142,8 @@ class Delivery:
                 fields["offset"] = offset
                 message = _new_message(Message)
                 _set_attribute(message, "__dict__", fields)
+                if measured:
+                    begun = monotonic()
                 try:
                     handler(message)
                 # As in handle.
@@ -144,12 +152,17 @@ class Delivery:
                         return
                 else:
                     counters.delivered += 1
+                    if measured:
+                        self._latencies.handled(message.timestamp, begun)
+                        self._measure_at = begun + SLICE_S
+                        measured = False
             offset += size
             commit(offset)
             if monotonic() > pace.until:
                 pace.give_way()
                 if not may_go_on():
                     return
+                measured = True
 
     def deliver(self, line: bytes, offset: int) -> bool:
         """Deliver the line that begins at this offset, whatever is in it."""
@@ -185,13 +198,18 @@ class Delivery:
             fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
         except (Exception, gevent.Timeout) as error:  # the user's class refuses
             return self.give_up(fields, line, 0, error)
+        message = make_message(fields, self.channel, offset)
+        begun = monotonic()
         try:
-            self._handler(make_message(fields, self.channel, offset))
+            self._handler(message)
         # Exception: whatever a user's handler raises. gevent.Timeout is not an Exception, and
         # GreenletExit, which is neither, must pass.
         except (Exception, gevent.Timeout) as error:
             return self._after(error, fields, line, offset)
         self.counters.delivered += 1
+        if begun >= self._measure_at:
+            self._latencies.handled(message.timestamp, begun)
+            self._measure_at = begun + SLICE_S
         return True
 
     def _after(

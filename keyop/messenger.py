@@ -26,6 +26,7 @@ from keyop.errors import (
 )
 from keyop.forks import drop_in_children, get_ident, keep_in_children
 from keyop.fs import SYSTEM_FS, FileSystem
+from keyop.latency import MessengerLatencies
 from keyop.names import (
     check_channel,
     check_subscriber_id,
@@ -143,8 +144,9 @@ class Messenger:
         dedup = self._dedup = Dedup(
             self._fs, config.dedup.seen_id_lru_size, storage.max_record_bytes
         )
-        self._publisher = Publisher(store, writer, dedup, storage.max_record_bytes)
-        self._subscriptions = Subscriptions(store, self._registry, writer, self._clock)
+        latencies = self._latencies = MessengerLatencies(self._clock)
+        self._publisher = Publisher(store, writer, dedup, storage.max_record_bytes, latencies)
+        self._subscriptions = Subscriptions(store, self._registry, writer, self._clock, latencies)
         if config.hub.enabled or config.client.enabled:
             self._federate(store, dedup, writer)
         self._pid = os.getpid()
@@ -505,7 +507,8 @@ class Messenger:
         Raises:
             StorageError: the data directory cannot be read.
         """
-        return collect_stats(self._check_usable(), self.instance_name, self.subscriptions())
+        store = self._check_usable()
+        return collect_stats(store, self.instance_name, self.subscriptions(), self._latencies)
 
 
 def _called_from_inside() -> bool:

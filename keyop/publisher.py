@@ -19,6 +19,7 @@ from keyop.errors import (
     PublishTimeoutError,
     RecordTooLargeError,
 )
+from keyop.latency import MessengerLatencies
 from keyop.names import check_publish_channel
 from keyop.pace import SHORTEST_SLEEP_S, SLICE_S
 from keyop.payloads import encode_payload
@@ -35,12 +36,18 @@ class Publisher:
     """Publishes to the channels of one store. ``Messenger.publish`` says what holds."""
 
     def __init__(
-        self, store: Store, writer: EnvelopeWriter, dedup: Dedup, max_record_bytes: int
+        self,
+        store: Store,
+        writer: EnvelopeWriter,
+        dedup: Dedup,
+        max_record_bytes: int,
+        latencies: MessengerLatencies,
     ) -> None:
         self._store = store
         self._writer = writer
         self._dedup = dedup
         self._max_record_bytes = max_record_bytes
+        self._latencies = latencies
         # The logs of channels whose names were checked.
         self._logs: dict[str, Log] = {}
         self._run_callback = gevent.get_hub().loop.run_callback
@@ -58,6 +65,7 @@ class Publisher:
         timeout: float | None = None,
     ) -> str:
         """Append one message; return its id."""
+        begun = 0.0 if self._in_slice else _monotonic()
         try:
             log = self._logs[channel]
         except (KeyError, TypeError):
@@ -76,11 +84,14 @@ class Publisher:
         try:
             if message_id is None:
                 log.append(line, deadline)
+                log.published += 1
             else:
                 self._append_once(log, [(message_id, line)], deadline)
         except (PublishTimeoutError, MessengerClosedError) as error:
             error.written = bool(error.written)
             raise
+        if begun:
+            self._latencies.publish.add(begun)
         if not self._in_slice or _monotonic() > self._slice_end:
             self._give_way()
         return new_id
@@ -95,6 +106,7 @@ class Publisher:
         timeout: float | None = None,
     ) -> list[str]:
         """Append messages with one write; return their ids."""
+        begun = 0.0 if self._in_slice else _monotonic()
         log = self._logs.get(channel) or self._log(channel)
         deadline = None if timeout is None else _deadline(timeout)
         stem = None if message_id is None else check_message_id(message_id)
@@ -136,8 +148,11 @@ class Publisher:
             raise self._too_large(channel, longest, lines.index(longest))
         if stem is None:
             log.append(b"".join(lines), deadline)
+            log.published += len(lines)
         else:
             self._append_once(log, list(zip(ids, lines, strict=True)), deadline)
+        if begun:
+            self._latencies.publish.add(begun)
         self._give_way()
         return ids
 
@@ -173,6 +188,7 @@ class Publisher:
                     window.doubt([message_id for message_id, _ in fresh])
                     raise
                 window.wrote([message_id for message_id, _ in fresh], len(data), end)
+                log.published += len(fresh)
         if len(fresh) < len(records):  # of the others it is known only that they are in the log
             log.confirm(len(records) - len(fresh), deadline)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keyop.errors import OffsetError, StorageError
+from keyop.latency import MessengerLatencies, Percentiles
+from keyop.storage.log import Log
 from keyop.storage.offsets import read_all
 from keyop.storage.segment import list_segments
 from keyop.storage.store import Store
@@ -33,7 +35,11 @@ class SubscriberStats:
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """One channel: from ``start_offset`` to ``end_offset``, in ``segments`` files."""
+    """One channel: from ``start_offset`` to ``end_offset``, in ``segments`` files.
+
+    ``published`` counts the messages, and ``waits`` how often one found no room on the disk and
+    tried again, of this messenger alone.
+    """
 
     channel: str
     start_offset: int
@@ -42,6 +48,37 @@ class ChannelStats:
     segments: int
     failed: str | None
     subscribers: tuple[SubscriberStats, ...]
+    published: int = 0
+    waits: int = 0
+
+    @property
+    def retries(self) -> int:
+        """How often handlers of this messenger were called again."""
+        return sum(each.retries for each in self.subscribers)
+
+    @property
+    def dead_letters(self) -> int:
+        """How many messages this messenger has given up."""
+        return sum(each.dead_letters for each in self.subscribers)
+
+    @property
+    def dropped_bytes(self) -> int:
+        """How much was dropped before subscribers of this messenger had read it."""
+        return sum(each.dropped_bytes for each in self.subscribers)
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """What took how long in the last minute, in this messenger.
+
+    ``publish`` until the record was written, or on the disk where the sync policy says so;
+    ``consume`` from there, by the record's ``ts``, until its handler began; ``handler`` the
+    handler itself.
+    """
+
+    publish: Percentiles
+    consume: Percentiles
+    handler: Percentiles
 
 
 @dataclass(frozen=True)
@@ -51,30 +88,41 @@ class Stats:
     instance_name: str
     data_dir: str
     channels: tuple[ChannelStats, ...]
+    latency: LatencyStats
 
 
-def collect_stats(store: Store, instance_name: str, running: Iterable[Subscription]) -> Stats:
+def collect_stats(
+    store: Store,
+    instance_name: str,
+    running: Iterable[Subscription],
+    latencies: MessengerLatencies,
+) -> Stats:
     """Look at the directory and at the running subscriptions.
 
     Raises:
         StorageError: the data directory cannot be read.
     """
     by_name = {(each.channel, each.subscriber_id): each for each in running if each.active}
-    failed = {log.channel: log.failure for log in store.logs()}
+    logs = {log.channel: log for log in store.logs()}
     try:
         channels = tuple(
-            _channel(store, channel, by_name, failed.get(channel)) for channel in store.channels()
+            _channel(store, channel, by_name, logs.get(channel)) for channel in store.channels()
         )
     except OSError as error:
         raise StorageError(f"{store.data_dir} cannot be read: {error}") from error
-    return Stats(instance_name, store.data_dir, channels)
+    latency = LatencyStats(
+        latencies.publish.percentiles(),
+        latencies.consume.percentiles(),
+        latencies.handler.percentiles(),
+    )
+    return Stats(instance_name, store.data_dir, channels, latency)
 
 
 def _channel(
     store: Store,
     channel: str,
     running: dict[tuple[str, str], Subscription],
-    failed: str | None,
+    log: Log | None,
 ) -> ChannelStats:
     segments = list_segments(store.fs, store.channel_directory(channel))
     end = segments[-1].end if segments else 0
@@ -84,11 +132,13 @@ def _channel(
         end,
         sum(segment.size for segment in segments),
         len(segments),
-        failed,
+        None if log is None else log.failure,
         tuple(
             _subscriber(subscriber_id, offset, end, running.get((channel, subscriber_id)))
             for subscriber_id, offset in read_all(store.fs, store.offsets_directory(channel))
         ),
+        0 if log is None else log.published,
+        0 if log is None else log.waits,
     )
 
 

@@ -18,6 +18,7 @@ from keyop.errors import (
     StorageError,
     SubscriberInUseError,
 )
+from keyop.latency import MessengerLatencies
 from keyop.names import is_dead_letter
 from keyop.payloads import PayloadRegistry
 from keyop.storage.claim import remove_position
@@ -103,12 +104,18 @@ class Subscriptions:
     """All subscriptions of one messenger, standbys included, until they have ended."""
 
     def __init__(
-        self, store: Store, registry: PayloadRegistry, writer: EnvelopeWriter, clock: Clock
+        self,
+        store: Store,
+        registry: PayloadRegistry,
+        writer: EnvelopeWriter,
+        clock: Clock,
+        latencies: MessengerLatencies,
     ) -> None:
         self._store = store
         self._registry = registry
         self._writer = writer
         self._clock = clock
+        self._latencies = latencies
         self._by_name: dict[tuple[str, str], list[Subscription]] = {}
 
     def all(self) -> list[Subscription]:
@@ -148,6 +155,7 @@ class Subscriptions:
                 dead_letter_writer(self._store, channel, subscriber_id, self._writer, self._clock),
                 options.max_line_bytes,
                 stopping,
+                self._latencies,
             ),
             stopping,
             options,

@@ -81,6 +81,10 @@ class Log:
         self.directory = directory
         self.offsets_directory = offsets_directory
         self.readers = Readers()
+        # For people: records that this process has published, and how often that had to wait for
+        # room on the disk.
+        self.published = 0
+        self.waits = 0
         self._options = options
         self._segment_bytes = options.segment_bytes
         self._always = options.sync_policy == "always"
@@ -432,6 +436,7 @@ class Log:
                     f"{self.channel}: no room on the disk of {self.directory} within the timeout",
                     written,
                 ) from error
+        self.waits += 1
         logger.debug("%s: no room on the disk, waiting", self.channel)
         if self._closing.waits.wait(wait_s):
             raise MessengerClosedError(

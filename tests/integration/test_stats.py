@@ -392,3 +392,78 @@ def test_foreign_file_among_the_directories(tmp_path: Path, where: str) -> None:
         assert [each.channel for each in messenger.stats().channels] == ["orders"]
         messenger.sweep()
     assert (tmp_path / where / "notes.txt").read_bytes() == b"mine"
+
+
+def test_latency_percentiles(tmp_path: Path) -> None:
+    """How long publishing, waiting and handling took in the last minute."""
+    with running(tmp_path) as messenger:
+        before = messenger.stats().latency
+        assert (before.publish.count, before.consume.count, before.handler.count) == (0, 0, 0)
+        assert before.publish.p50 is None
+        messenger.subscribe("orders", "s", lambda message: gevent.sleep(0.02))
+        for n in range(10):
+            messenger.publish("orders", "t", n)
+            gevent.sleep(0)
+        drain(messenger)
+        latency = messenger.stats().latency
+        assert latency.publish.count == latency.handler.count == latency.consume.count == 10
+        for each in (latency.publish, latency.consume, latency.handler):
+            assert 0 < each.p50 <= each.p90 <= each.p99
+        assert latency.handler.p50 >= 0.02 * 15 / 16
+        # The tenth waited for nine others.
+        assert latency.consume.p99 >= 9 * 0.02 * 15 / 16
+
+
+def test_latency_of_several_at_once(tmp_path: Path) -> None:
+    """Handlers that run side by side are measured too."""
+    with running(tmp_path) as messenger:
+        messenger.subscribe("orders", "s", lambda message: gevent.sleep(0.02), concurrency=4)
+        for n in range(8):
+            messenger.publish("orders", "t", n)
+        drain(messenger)
+        handler = messenger.stats().latency.handler
+        assert handler.count >= 2
+        assert handler.p50 >= 0.02 * 15 / 16
+
+
+def test_published(tmp_path: Path) -> None:
+    """Every message counts that was written; an id that was seen before is not."""
+    with running(tmp_path) as messenger:
+        messenger.publish("orders", "t", 1)
+        messenger.publish_batch("orders", [("t", 2), ("t", 3)])
+        messenger.publish("orders", "t", 4, message_id="own")
+        messenger.publish("orders", "t", 4, message_id="own")
+        messenger.publish_batch("orders", [("t", 5), ("t", 6)], message_id="stem")
+        messenger.publish_batch("orders", [("t", 5), ("t", 6)], message_id="stem")
+        assert channel(messenger).published == 6
+    with running(tmp_path) as messenger:
+        assert channel(messenger).published == 0
+
+
+def test_waits_for_room(tmp_path: Path) -> None:
+    """A full disk is seen."""
+    fs = FaultyFs()
+    with running(tmp_path, seams={"fs": fs}) as messenger:
+        messenger.publish("orders", "t", 0)
+        assert channel(messenger).waits == 0
+        fs.full = True
+        waiting = gevent.spawn(messenger.publish, "orders", "t", 1)
+        wait_until(lambda: channel(messenger).waits > 1)
+        fs.full = False
+        waiting.get()
+        assert channel(messenger).published == 2
+
+
+def test_sums_of_a_channel(tmp_path: Path) -> None:
+    """What its subscribers have retried, given up and lost is summed up."""
+
+    def fail(message: Message) -> None:
+        raise ValueError("no")
+
+    with running(tmp_path) as messenger:
+        for name in "ab":
+            messenger.subscribe("orders", name, fail, max_retries=1, retry_backoff=(0, 0))
+        messenger.publish("orders", "t", 0)
+        drain(messenger)
+        found = channel(messenger)
+        assert (found.retries, found.dead_letters, found.dropped_bytes) == (2, 2, 0)

@@ -26,6 +26,7 @@ ORDER = [
     "offload",
     "errand",
     "context",
+    "latency",
     "envelope",
     "decode",
     "salvage",
