@@ -24,6 +24,7 @@ from keyop.errors import (
     MessengerClosedError,
     WrongThreadError,
 )
+from keyop.follow import Follower
 from keyop.forks import drop_in_children, get_ident, keep_in_children
 from keyop.fs import SYSTEM_FS, FileSystem
 from keyop.latency import MessengerLatencies
@@ -39,7 +40,7 @@ from keyop.storage.position import Position
 from keyop.storage.retention import Plan, RetentionOptions
 from keyop.storage.store import Store, StoreOptions
 from keyop.subscriber import Subscription
-from keyop.subscriptions import Subscriptions, check_options, check_policy
+from keyop.subscriptions import Subscriptions, check_options, check_policy, line_limit
 
 if TYPE_CHECKING:
     from keyop.federation.federation import Federation
@@ -500,6 +501,19 @@ class Messenger:
             StorageError: the data directory cannot be read.
         """
         return self._check_usable().sweep()
+
+    def follow(self, channel: str, start: Position = "latest") -> Follower:
+        """Return what reads along in a channel and keeps no position; it must be closed.
+
+        Args:
+            start: as for :meth:`subscribe`.
+
+        Raises:
+            InvalidChannelNameError, ValueError, TypeError: an argument is wrong.
+            StorageError: the channel cannot be read.
+        """
+        log = self._check_usable().log(check_channel(channel))
+        return Follower(self._check_usable(), log, line_limit(self.config, channel), start)
 
     def stats(self) -> Stats:
         """Return what this messenger and its data directory hold and have done.

@@ -46,7 +46,6 @@ def check_options(
     if key is not None and not callable(key):
         raise TypeError(f"key must be callable, not {type(key).__name__}")
     storage = config.storage
-    limit = storage.max_record_bytes
     return SubscriptionOptions(
         start=check_position(start),
         not_before=_oldest(max_age),
@@ -55,10 +54,16 @@ def check_options(
         standby=standby,
         flush_interval_s=storage.offset_flush_interval_ms / 1000,
         sync_each=storage.sync_policy == "always",
-        max_line_bytes=max_dead_letter_bytes(limit) if is_dead_letter(channel) else limit,
+        max_line_bytes=line_limit(config, channel),
         durable=storage.sync_policy != "none",
         lag_warning_bytes=storage.max_subscriber_lag_mb << 20,
     )
+
+
+def line_limit(config: Config, channel: str) -> int:
+    """Return how long a record of a channel may be, in bytes; a dead letter holds another one."""
+    limit = config.storage.max_record_bytes
+    return max_dead_letter_bytes(limit) if is_dead_letter(channel) else limit
 
 
 def check_policy(
