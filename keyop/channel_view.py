@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keyop.names import HUB_PREFIX, PEER_PREFIX
+
 
 @dataclass(frozen=True)
 class SubscriberView:
@@ -23,9 +25,9 @@ class SubscriberView:
     @property
     def kind(self) -> str:
         """``local``; ``peer`` or ``hub`` for the progress of sending to one."""
-        if self.subscriber_id.startswith("fed-"):
+        if self.subscriber_id.startswith(PEER_PREFIX):
             return "peer"
-        return "hub" if self.subscriber_id.startswith("fedout-") else "local"
+        return "hub" if self.subscriber_id.startswith(HUB_PREFIX) else "local"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ may grow while it is looked at.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple
@@ -91,14 +91,25 @@ class DataDirectory:
                 )
         return sorted(found)
 
-    def channels(self, count: bool = False) -> list[ChannelView]:
+    def channels(
+        self, count: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> list[ChannelView]:
         """Return every channel; ``count`` reads all records to count them.
+
+        Args:
+            progress: told how many channels are done, and of how many.
 
         Raises:
             StorageError: the data directory cannot be read.
         """
         held = HeldLocks(self.fs, self.path)
-        return [self._view(name, held, count) for name in self.names()]
+        names = self.names()
+        views = []
+        for name in names:
+            views.append(self._view(name, held, count))
+            if progress is not None:
+                progress(len(views), len(names))
+        return views
 
     def channel(self, channel: str, count: bool = False) -> ChannelView:
         """Return one channel.
@@ -123,7 +134,7 @@ class DataDirectory:
                 sum(segment.size for segment in segments),
                 segments[0].start if segments else 0,
                 end,
-                sum(self._count(channel, each) for each in segments) if count else None,
+                self.count_records(channel, 0, end) if count else None,
                 tuple(self._subscriber(channel, *each, end, held) for each in positions),
             )
 
@@ -138,12 +149,28 @@ class DataDirectory:
         except FileNotFoundError:
             return []
 
-    def _count(self, channel: str, segment: Segment) -> int:
+    def count_records(self, channel: str, start: int, end: int) -> int:
+        """Return how many records begin between two record boundaries, by reading them.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        with self.reading():
+            return sum(
+                self._count(
+                    channel, each, max(0, start - each.start), min(each.size, end - each.start)
+                )
+                for each in self.segments(channel)
+            )
+
+    def _count(self, channel: str, segment: Segment, position: int, stop: int) -> int:
         path = segment_path(self.channel_directory(channel), segment.start)
-        lines = position = 0
+        lines = 0
+        if position >= stop:
+            return 0
         try:
             with self.fs.opened(path, os.O_RDONLY | os.O_CLOEXEC) as fd:
-                while data := self.fs.pread(fd, _COUNT_BYTES, position):
+                while data := self.fs.pread(fd, min(_COUNT_BYTES, stop - position), position):
                     lines += data.count(b"\n")
                     position += len(data)
         except FileNotFoundError:  # everybody has read it, and the sweeper came by

@@ -522,7 +522,10 @@ class Messenger:
             StorageError: the data directory cannot be read.
         """
         store = self._check_usable()
-        return collect_stats(store, self.instance_name, self.subscriptions(), self._latencies)
+        peers = self._federation.stats() if self._federation is not None else ()
+        return collect_stats(
+            store, self.instance_name, self.subscriptions(), self._latencies, peers
+        )
 
 
 def _called_from_inside() -> bool:

@@ -21,6 +21,9 @@ DEAD_LETTER_SUFFIX = ".dead-letter"
 # channel and from an id are "{channel}.dead-letter" and "fedout-{id}.offset.tmp".
 _FILE_NAME_BYTES = 255
 MAX_CHANNEL_BYTES = _FILE_NAME_BYTES - len(DEAD_LETTER_SUFFIX)
+# What is sent to a peer, and to a hub, has a position under its name.
+PEER_PREFIX = "fed-"
+HUB_PREFIX = "fedout-"
 MAX_ID_BYTES = _FILE_NAME_BYTES - len("fedout-.offset.tmp")
 
 # ASCII only, so that characters and bytes count the same.
@@ -103,7 +106,7 @@ def check_subscriber_id(subscriber_id: object) -> str:
     fault = _fault(subscriber_id, _NAME, MAX_ID_BYTES)
     if fault or not isinstance(subscriber_id, str):
         raise InvalidSubscriberIdError(f"subscriber id {fault}")
-    if subscriber_id.startswith(("fed-", "fedout-")):
+    if subscriber_id.startswith((PEER_PREFIX, HUB_PREFIX)):
         raise InvalidSubscriberIdError(
             f"subscriber id {subscriber_id!r} is reserved: 'fed-' and 'fedout-' mark the "
             "positions of federation peers; choose another beginning"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from keyop.errors import OffsetError, StorageError
 from keyop.latency import MessengerLatencies, Percentiles
+from keyop.names import HUB_PREFIX, PEER_PREFIX
 from keyop.storage.log import Log
 from keyop.storage.offsets import read_all
 from keyop.storage.segment import list_segments
@@ -82,6 +84,41 @@ class LatencyStats:
 
 
 @dataclass(frozen=True)
+class PeerStats:
+    """Another instance, as this one sees it.
+
+    Attributes:
+        name: its instance name; of a hub that was never reached, its address.
+        kind: ``client``, ``ephemeral`` or ``hub``.
+        address: ``host:port``, where that is known.
+        state: ``connected``, ``connecting``, ``waiting`` to be tried again, ``refused`` for good,
+            or ``away``.
+        detail: why it is not connected, for people.
+        connected_s: for how long it has been connected.
+        reconnects: how often a hub was connected again.
+        failures: how often a hub could not be reached, or has gone, since this process began.
+        position_id: under which id its positions are kept; None for an ephemeral client.
+        backlog_bytes: what is in the log for it and has not arrived.
+        round_trip_s: between sending a batch and hearing that it is written, smoothed.
+        sent, received: records on this connection.
+    """
+
+    name: str
+    kind: str
+    address: str
+    state: str
+    detail: str = ""
+    connected_s: float | None = None
+    position_id: str | None = None
+    reconnects: int = 0
+    failures: int = 0
+    backlog_bytes: int = 0
+    round_trip_s: float | None = None
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(frozen=True)
 class Stats:
     """A messenger's figures at one moment; all sizes in bytes."""
 
@@ -89,6 +126,7 @@ class Stats:
     data_dir: str
     channels: tuple[ChannelStats, ...]
     latency: LatencyStats
+    peers: tuple[PeerStats, ...] = ()
 
 
 def collect_stats(
@@ -96,6 +134,7 @@ def collect_stats(
     instance_name: str,
     running: Iterable[Subscription],
     latencies: MessengerLatencies,
+    peers: Iterable[PeerStats] = (),
 ) -> Stats:
     """Look at the directory and at the running subscriptions.
 
@@ -115,7 +154,29 @@ def collect_stats(
         latencies.consume.percentiles(),
         latencies.handler.percentiles(),
     )
-    return Stats(instance_name, store.data_dir, channels, latency)
+    return Stats(
+        instance_name, store.data_dir, channels, latency, tuple(_with_backlogs(channels, peers))
+    )
+
+
+def _with_backlogs(
+    channels: Iterable[ChannelStats], peers: Iterable[PeerStats]
+) -> Iterator[PeerStats]:
+    """Yield the peers, and those that are away, with what the log has for them."""
+    backlogs: Counter[str] = Counter()
+    for channel in channels:
+        for each in channel.subscribers:
+            if each.subscriber_id.startswith((PEER_PREFIX, HUB_PREFIX)):
+                backlogs[each.subscriber_id] += each.lag_bytes or 0
+    for peer in peers:
+        if peer.position_id is None:
+            yield peer
+        else:
+            yield replace(peer, backlog_bytes=backlogs.pop(peer.position_id, 0))
+    for own_id, backlog in sorted(backlogs.items()):
+        if own_id.startswith(PEER_PREFIX):
+            name = own_id.removeprefix(PEER_PREFIX)
+            yield PeerStats(name, "client", "", "away", position_id=own_id, backlog_bytes=backlog)
 
 
 def _channel(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from keyop.channel_view import ChannelView
+from keyop.cli import complete
 from keyop.cli.common import (
     ListByDefault,
     common_options,
@@ -25,6 +26,7 @@ from keyop.cli.output import (
     print_line,
     print_table,
 )
+from keyop.cli.progress import Progress
 from keyop.config import Config
 from keyop.errors import StorageError
 from keyop.names import check_channel
@@ -56,12 +58,20 @@ def list_(count: bool, as_json: bool, config: Config) -> None:
     "keyop check" explains.
 
     \b
+    Exit status:
+      0    listed, none included
+      1    there is no data directory, or it cannot be read
+      2    called wrongly
+
+    \b
     Examples:
       keyop channels
       keyop channels list --count --data-dir /var/lib/app
     """
     directory = look_at(config)
-    views = [view for view in directory.channels(count) if not view.abandoned]
+    with Progress("counting" if count else "looking") as progress:
+        found = directory.channels(count, progress)
+    views = [view for view in found if not view.abandoned]
     if as_json:
         print_json([as_mapping(view) for view in views])
         return
@@ -101,7 +111,7 @@ def largest_lag(view: ChannelView) -> str:
 
 
 @command.command("remove")
-@click.argument("channel")
+@click.argument("channel", shell_complete=complete.channels)
 @click.option("--force", is_flag=True, help="Even if a subscriber runs or has not read all.")
 @yes_option
 @config_options
@@ -112,6 +122,12 @@ def remove(channel: str, force: bool, yes: bool, config: Config) -> None:
     that begins where the removed ones ended, so no offset is used twice. Subscribers that come
     back begin anew. With --force the position of a subscriber that runs stays, and what it had
     not read it counts as dropped. Dead letters are a channel of their own, CHANNEL.dead-letter.
+
+    \b
+    Exit status:
+      0    removed
+      1    there is no such channel, somebody runs or lags, or the answer was no
+      2    called wrongly
 
     \b
     Examples:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from types import TracebackType
 from typing import Any
 
 import click
@@ -13,10 +10,8 @@ from keyop.checking.directory import check_directory
 from keyop.checking.problem import Problem, Report
 from keyop.cli.common import config_options, json_option
 from keyop.cli.output import human_bytes, plural, print_json, print_line
+from keyop.cli.progress import Progress
 from keyop.config import Config
-
-# Until then nobody wonders what it does.
-_PATIENCE_S = 1.0
 
 
 @click.command("check")
@@ -43,7 +38,7 @@ def command(repair: bool, as_json: bool, config: Config) -> int:
       keyop check --repair --data-dir /var/lib/app
       keyop check --json | jq '.problems[] | select(.note | not)'
     """
-    with Progress() as progress:
+    with Progress("checking") as progress:
         report = check_directory(
             config.storage.data_dir, config.storage.max_record_bytes, repair, progress
         )
@@ -52,37 +47,6 @@ def command(repair: bool, as_json: bool, config: Config) -> int:
     else:
         print_report(report)
     return 1 if report.remaining else 0
-
-
-class Progress:
-    """A progress bar on stderr, if that is a terminal and it takes more than a moment."""
-
-    def __init__(self) -> None:
-        self._show_at = time.monotonic() + _PATIENCE_S
-        self._bar: Any = None
-        self._done = 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show how much is done."""
-        if self._bar is None:
-            if time.monotonic() < self._show_at or not sys.stderr.isatty():
-                return
-            self._bar = click.progressbar(length=total, label="checking", file=sys.stderr)
-            self._bar.__enter__()
-        self._bar.update(done - self._done)
-        self._done = done
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(kind, error, traceback)
 
 
 def as_mapping(report: Report) -> dict[str, Any]:

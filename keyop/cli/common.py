@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from keyop.cli.output import complain
+from keyop.cli.output import complain, printable_lines
 from keyop.config import ClientConfig, Config, HubConfig, StorageConfig
 from keyop.inspection import DataDirectory
 
@@ -42,7 +42,8 @@ class StderrHandler(logging.Handler):
         self.latest = record.getMessage()
         complain(f"{record.levelname.lower()}: {self.latest}")
         if record.exc_info and logging.getLogger("keyop").level <= logging.DEBUG:
-            click.echo(logging.Formatter().formatException(record.exc_info), err=True)
+            text = logging.Formatter().formatException(record.exc_info)
+            click.echo(printable_lines(text), err=True)
 
 
 _handler = StderrHandler()

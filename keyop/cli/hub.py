@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from shlex import quote
 from typing import Any
 
 import click
@@ -20,19 +16,24 @@ import gevent
 from gevent.event import Event
 
 from keyop.cli.common import DATA_DIR_VARIABLE, common_options
+from keyop.cli.embedded import (
+    DEFAULT_ADDRESS,
+    DEFAULT_DATA_DIR,
+    embedded_config,
+    show_commands,
+)
 from keyop.cli.output import print_line
-from keyop.cli.program import EXIT_INTERRUPTED, Program, run_program
-from keyop.config import AllowedPeer, Config, HubConfig, StorageConfig, TLSConfig
+from keyop.cli.program import EXIT_INTERRUPTED, Program, describe, run_program
+from keyop.cli.service import notify, own_pid_file, raise_descriptor_limit
+from keyop.config import Config, split_address
 from keyop.errors import ConfigError
+from keyop.federation.federation import load_credentials
 from keyop.messenger import Messenger
 from keyop.version import __version__
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "keyop-hub"
-DEFAULT_DATA_DIR = "./keyop-hub-data"
-DEFAULT_ADDRESS = "127.0.0.1:7740"
-HUB_NAME, GUEST_NAME = "dev-hub", "dev"
 
 
 @click.command(
@@ -93,37 +94,20 @@ def command(
       keyop-hub
       keyop-hub -c /etc/keyop/hub.yaml --app billing.handlers:subscribe
     """
+    if listen is not None:
+        try:
+            split_address(listen)
+        except ValueError as error:
+            raise click.UsageError(f"--listen: {error}") from None
     register = None if app is None else _find_function(app)
     if config_file is None:
         messenger = Messenger(embedded_config(data_dir, listen or DEFAULT_ADDRESS))
     else:
         messenger = _ConfiguredHub(Config.load(config_file), data_dir, listen)
-    _raise_descriptor_limit()
+    _check_certificate(messenger.config)
+    raise_descriptor_limit()
     logging.getLogger("keyop").setLevel(min(logging.INFO, logging.getLogger("keyop").level))
-    with _pid_file(pid_file):
-        return _serve(messenger, register, embedded=config_file is None)
-
-
-def embedded_config(data_dir: str | None, listen: str) -> Config:
-    """Return the configuration of a hub to try things out with, its certificates made.
-
-    Raises:
-        ConfigError: the certificates cannot be made, or the address makes no sense.
-    """
-    # Certificates take a while to load, and a hub with a configuration makes none.
-    from keyop.keygen import ensure_development_certificates
-
-    directory = data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR
-    made = ensure_development_certificates(f"{directory}/certs", [HUB_NAME, GUEST_NAME])
-    own = made.instances[HUB_NAME]
-    return Config(
-        name=HUB_NAME,
-        storage=StorageConfig(data_dir=directory),
-        hub=HubConfig(
-            enabled=True, listen_addr=listen, allowed_peers=(AllowedPeer(name=GUEST_NAME),)
-        ),
-        tls=TLSConfig(cert=own.cert, key=own.key, ca=made.ca.cert),
-    )
+    return _serve(messenger, register, pid_file, embedded=config_file is None)
 
 
 class _ConfiguredHub(Messenger):
@@ -150,10 +134,26 @@ def _with_options(config: Config, data_dir: str | None, listen: str | None) -> C
     return config
 
 
+def _check_certificate(config: Config) -> None:
+    """Find out before anything is created that no client could connect.
+
+    Raises:
+        ConfigError: the TLS files cannot be used, or the certificate has ended.
+    """
+    credentials = load_credentials(config.tls)
+    if credentials is not None and credentials.expired():
+        raise ConfigError(
+            f"tls.cert: it has expired at {credentials.expires}, so that nobody could connect",
+            config.tls.cert,
+        )
+
+
 def _serve(
-    messenger: Messenger, register: Callable[[Messenger], object] | None, embedded: bool
+    messenger: Messenger,
+    register: Callable[[Messenger], object] | None,
+    pid_file: str | None,
+    embedded: bool,
 ) -> int:
-    config = messenger.config
     stop = Event()
     status = 0
 
@@ -181,16 +181,17 @@ def _serve(
         started = True
         if register is not None:
             register(messenger)
-        _notify("READY=1")
-        if messenger.hub_addr:
-            print_line(f"{messenger.instance_name} listens on {messenger.hub_addr}")
-        else:
-            print_line("another process has the hub of this data directory; standing by")
-        if embedded:
-            _show_commands(config, messenger.hub_addr or config.hub.listen_addr)
-        sys.stdout.flush()
-        stop.wait()
-        _notify("STOPPING=1")
+        with own_pid_file(pid_file):
+            notify("READY=1")
+            if messenger.hub_addr:
+                print_line(f"{messenger.instance_name} listens on {messenger.hub_addr}")
+            else:
+                print_line("another process has the hub of this data directory; standing by")
+            if embedded:
+                show_commands(messenger.config, messenger.hub_addr)
+            stop.wait()
+            notify("STOPPING=1")
+            messenger.close()
     finally:
         messenger.close()
         for watcher in watchers:
@@ -198,28 +199,14 @@ def _serve(
     return status
 
 
-def _show_commands(config: Config, address: str) -> None:
-    directory = os.path.dirname(config.tls.ca)
-    options = " ".join(
-        f"{name} {quote(value)}"
-        for name, value in (
-            ("--hub", address),
-            ("--cert", f"{directory}/{GUEST_NAME}.crt"),
-            ("--key", f"{directory}/{GUEST_NAME}.key"),
-            ("--ca", config.tls.ca),
-        )
-    )
-    print_line("Follow a channel:")
-    print_line(f"  keyop subscribe news --id me {options}")
-    print_line("and publish to it:")
-    print_line(f"""  keyop publish news '{{"hello": "world"}}' {options}""")
+def _find_function(app: str) -> Callable[[Messenger], None]:
+    """Return what calls the function that ``MODULE:FUNCTION`` names.
 
-
-def _find_function(app: str) -> Callable[[Messenger], object]:
-    """Return the function that ``MODULE:FUNCTION`` names, modules of the working directory first.
+    Modules of the working directory come first.
 
     Raises:
         click.UsageError: there is none.
+        click.ClickException: the module failed, as the function may when it is called.
     """
     module_name, _, name = app.partition(":")
     if not module_name or not name:
@@ -229,52 +216,23 @@ def _find_function(app: str) -> Callable[[Messenger], object]:
         function = getattr(import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise click.UsageError(f"--app {app!r}: {error}") from error
+    except Exception as error:  # whatever a user's module does when it is imported
+        raise _app_failed(app, error) from error
     if not callable(function):
         raise click.UsageError(f"--app {app!r}: {name} is no function")
-    found: Callable[[Messenger], object] = function
-    return found
 
-
-@contextmanager
-def _pid_file(path: str | None) -> Iterator[None]:
-    if path is None:
-        yield
-        return
-    with open(path, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
-    try:
-        yield
-    finally:
+    def register(messenger: Messenger) -> None:
         try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
+            function(messenger)
+        except Exception as error:  # likewise
+            raise _app_failed(app, error) from error
+
+    return register
 
 
-def _notify(state: str) -> None:
-    """Tell systemd, if it has asked to be told.
-
-    Source: sd_notify(3).
-    """
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-            told.sendto(state.encode(), address)
-    except OSError as error:
-        logger.warning("systemd cannot be told %s: %s", state, error)
-
-
-def _raise_descriptor_limit() -> None:
-    """Every connection is a descriptor: take as many as this user may have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:
-        logger.warning("the limit of open files stays: %s", error)
+def _app_failed(app: str, error: Exception) -> click.ClickException:
+    logger.debug("--app %s failed", app, exc_info=error)
+    return click.ClickException(f"--app {app!r}: {describe(error)}")
 
 
 def main() -> None:

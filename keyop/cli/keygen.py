@@ -94,6 +94,12 @@ def ca(out_cert: str, out_key: str, days: int, force: bool) -> None:
     """Make a CA: the certificate that all instances trust, and the key that signs theirs.
 
     \b
+    Exit status:
+      0    made
+      1    a file is there already, or cannot be written
+      2    called wrongly
+
+    \b
     Example:
       keyop keygen ca --out-cert certs/ca.crt --out-key certs/ca.key --days 3650
     """
@@ -135,6 +141,12 @@ def instance(
     --san, NAME is not among the hosts unless it is given too.
 
     \b
+    Exit status:
+      0    made
+      1    a file is there already, cannot be read or written, or is no authority of its kind
+      2    called wrongly
+
+    \b
     Examples:
       keyop keygen instance --ca ca.crt --ca-key ca.key --name hub-1.example.org
       keyop keygen instance --ca ca.crt --ca-key ca.key --name hub-1 --san hub-1 --san 10.0.0.7
@@ -164,6 +176,12 @@ def inspect(file: str, as_json: bool) -> None:
     object for each.
 
     \b
+    Exit status:
+      0    shown
+      1    the file cannot be read, or holds nothing of the kind
+      2    called wrongly
+
+    \b
     Examples:
       keyop keygen inspect hub-1.example.org.crt
       keyop keygen inspect crl.pem --json | jq .revoked
@@ -191,6 +209,12 @@ def revoke_(ca: str, ca_key: str, crl: str, certificates: tuple[str, ...], days:
     Instances that have the list as tls.crl refuse them, on live connections too, once they have
     the new list. A list that has ended makes them refuse everybody: sign it anew in time, which
     this does with or without a CERT.
+
+    \b
+    Exit status:
+      0    revoked
+      1    a file cannot be read or written, or a certificate is not of this authority
+      2    called wrongly
 
     \b
     Examples:

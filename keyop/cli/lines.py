@@ -81,6 +81,33 @@ def read_chunks(max_line_bytes: int) -> Iterator[list[bytes]]:
         yield [b"".join(pieces)]
 
 
+def read_lines(max_line_bytes: int) -> Iterator[bytes | None]:
+    """Yield the lines of stdin, without their newlines; None for one that is too long."""
+    read = _stdin_reader()
+    pieces: list[bytes] = []
+    size = 0
+    while data := read():
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            size += len(end)
+            yield b"".join([*pieces, end]) if size <= max_line_bytes else None
+            pieces, size = [], 0
+        size += len(rest)
+        # Of a line that is too long nothing is kept.
+        pieces = [*pieces, rest] if size <= max_line_bytes else []
+    if size:
+        yield b"".join(pieces) if size <= max_line_bytes else None
+
+
+def stdin_size() -> int | None:
+    """Return how many bytes stdin has, if it is a file."""
+    try:
+        status = os.fstat(sys.stdin.fileno())
+    except (AttributeError, OSError, ValueError):  # closed, or not a file: a test's
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def _stdin_reader() -> Callable[[], bytes]:
     """Return a function that returns what stdin has, waiting for something; b"" at its end."""
     if sys.stdin is None:

@@ -16,14 +16,19 @@ PROGRAM = "keyop"
 COMMANDS = {
     "publish": "publish",
     "subscribe": "subscribe",
+    "tail": "tail",
+    "replay": "replay",
     "channels": "channels",
     "subscribers": "subscribers",
     "stats": "stats",
     "dead-letter": "dead_letter",
+    "export": "export",
+    "import": "import_",
     "check": "check",
     "config": "config",
     "keygen": "keygen",
     "demo": "demo",
+    "completion": "completion",
     "version": "version",
 }
 

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import click
 import gevent
+from click.shell_completion import shell_complete
 
 from keyop.cli.common import Settings, log_to_stderr, was_logged
-from keyop.cli.output import complain
+from keyop.cli.output import complain, printable_lines
 from keyop.errors import ConfigError, KeyopError
 
 EXIT_FAILURE = 1
@@ -76,7 +77,7 @@ class Program(click.Command):
     @staticmethod
     def _failed(settings: Settings) -> int:
         if settings.debug:
-            click.echo(traceback.format_exc(), err=True, nl=False)
+            click.echo(printable_lines(traceback.format_exc()), err=True, nl=False)
         return EXIT_FAILURE
 
 
@@ -101,8 +102,17 @@ def _give_up_stdout() -> None:
     os.close(null)
 
 
+def completion_variable(name: str) -> str:
+    """Return the environment variable in which a shell asks a program to complete."""
+    return f"_{name.upper().replace('-', '_')}_COMPLETE"
+
+
 def run_program(program: click.Command) -> None:
     """Run a program as the whole process; the entry point of a script."""
+    name = program.name or ""
+    asked = os.environ.get(completion_variable(name))
+    if asked is not None:
+        sys.exit(shell_complete(program, {}, name, completion_variable(name), asked))
     # A file opened where a standard stream is closed would be taken for it.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import click
 import orjson
 
+from keyop.cli import complete
 from keyop.cli.lines import LineError, LineTooLongError, as_value, read_chunks
 from keyop.cli.output import complain, plural
 from keyop.cli.remote import Remote, RemotePublisher, target_options
@@ -22,7 +23,7 @@ TEXT_TYPE = "keyop.text"
 
 
 @click.command("publish")
-@click.argument("channel")
+@click.argument("channel", shell_complete=complete.channels)
 @click.argument("payload", required=False)
 @click.option(
     "-t",
@@ -53,6 +54,13 @@ def command(
     a minus comes behind "--".
 
     With --hub the messages go to a hub, and count as published when it has them on its disk.
+
+    \b
+    Exit status:
+      0    all are published
+      1    a message was refused, or could not be written or sent; those before it are published
+      2    called wrongly, or PAYLOAD is not JSON
+      130  Ctrl-C; how many were published is said
 
     \b
     Examples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Protocol
 
 import click
@@ -22,6 +23,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 # How often it is looked whether stdout still has a reader and the subscription still runs.
 _LOOK_S = 0.5
+_POLL_S = 0.01
 
 
 class Work(Protocol):
@@ -132,29 +134,41 @@ class LiveRun(Run):
     def __init__(self, work: Work, count: int | None = None) -> None:
         super().__init__(work, count)
         self._messenger: EphemeralMessenger | None = None
-        self._connected = Event()
 
     def run(self, remote: Remote, channel: str) -> int:
         """Connect, and hand messages to the work until it is time to stop.
 
         Raises:
-            KeyopError: the hub refuses this instance, or cannot be reached.
+            KeyopError: the hub refuses this instance.
+            OSError: stdout cannot be written to, or a command not be started.
         """
         messenger = self._messenger = remote.messenger(auto_reconnect=True)
         with self.stopped_by_signals():
             try:
                 messenger.subscribe(channel, self.handle_live)
-                connecting = gevent.spawn(messenger.connect)
-                connecting.rawlink(lambda _: self._connected.set())
-                while not self._connected.wait(_LOOK_S) and not self._stop.is_set():
-                    pass
-                if connecting.ready():
-                    connecting.get()
+                if self._connect(messenger):
                     complain(f"following {channel} at {remote.address}")
-                connecting.kill()
                 return self.wait()
             finally:
+                self._let_end()
                 messenger.close()
+
+    def _connect(self, messenger: EphemeralMessenger) -> bool:
+        """Connect, however long that takes; tell whether it did before it was time to stop."""
+        while not self._stop.is_set():
+            try:
+                messenger.connect(_LOOK_S)
+                return True
+            except TimeoutError:  # it is tried on
+                if self.work.broken:
+                    self.stop(EXIT_BROKEN_PIPE)
+        return False
+
+    def _let_end(self) -> None:
+        """Wait for the work that is under way, as long as its patience lasts."""
+        deadline = monotonic() + self.work.patience_s
+        while self._in_work and monotonic() < deadline:
+            gevent.sleep(_POLL_S)
 
     def handle_live(self, message: Message) -> None:
         """Handle one message, unless it is one too many."""

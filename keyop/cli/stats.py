@@ -1,133 +1,158 @@
-"""``keyop stats``: how much there is, how far it has been read, and what failed."""
+"""``keyop stats``: how much there is, how far it has been read, what failed, and how fast."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict
+from itertools import count as counting
 from typing import Any
 
 import click
+import gevent
 
-from keyop.channel_view import ChannelView, SubscriberView
 from keyop.cli.common import config_options, json_option, look_at
-from keyop.cli.output import human_bytes, plural, print_json, print_line, print_table
+from keyop.cli.output import (
+    human_bytes,
+    human_seconds,
+    json_line,
+    plural,
+    print_json,
+    printable,
+    table_lines,
+)
+from keyop.cli.sample import Row, Sample, Sampler
 from keyop.config import Config
-from keyop.deadletters import DeadLetters
-from keyop.inspection import DataDirectory
-from keyop.names import dead_letter_channel, is_dead_letter
+
+_DEFAULT_INTERVAL_S = 2.0
+_HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One channel. ``running`` and the lag are None where they cannot be seen.
+def seconds(text: str) -> float:
+    """Return how long an interval is.
 
-    ``dead_letters`` are those of the channel; of a dead-letter channel itself, None.
+    Raises:
+        click.BadParameter: it is no number of seconds, or none that makes sense.
     """
-
-    channel: str
-    segments: int
-    disk_bytes: int
-    start: int
-    end: int
-    subscribers: int
-    running: int | None
-    largest_lag_bytes: int | None
-    dead_letters: int | None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86_400:  # nor is NaN
+        raise click.BadParameter(f"{text!r} is not a number of seconds from 0.1 to 86400")
+    return value
 
 
 @click.command("stats")
+@click.option("-w", "--watch", is_flag=True, help="Go on until Ctrl-C; on a terminal, in place.")
+@click.option(
+    "--interval",
+    "interval_s",
+    metavar="SECONDS",
+    type=seconds,
+    help=f"How long rates are taken over; with --watch otherwise {_DEFAULT_INTERVAL_S:g}.",
+)
+@click.option(
+    "--count", metavar="N", type=click.IntRange(1), help="With --watch: end after N intervals."
+)
 @json_option
 @config_options
-def command(as_json: bool, config: Config) -> None:
+def command(
+    watch: bool, interval_s: float | None, count: int | None, as_json: bool, config: Config
+) -> None:
     """Show totals of a data directory, and a line for each channel.
 
-    RUNNING counts subscribers that a process of this machine runs, LARGEST LAG is how much the
-    slowest subscriber has yet to read, and DEAD LETTERS are those neither requeued nor purged.
+    RUNNING counts subscribers that a process of this machine runs. LARGEST LAG is how much the
+    slowest subscriber has yet to read, MESSAGES how many that are ("~" where more than 32 MiB are
+    pending and it is estimated), and OLDEST how long ago the oldest message that somebody has
+    yet to read was published. DEAD LETTERS are those neither requeued nor purged. "?" is what
+    cannot be seen, "-" what there is not.
+
+    With --interval it waits so long, and adds how many messages a second were appended meanwhile,
+    IN/S. With --watch it goes on: a terminal is redrawn after each interval, a pipe gets one table
+    after the other. With --json a single object is printed, or with --watch one object on one line
+    after each interval. It has every subscriber with its own lag, in "positions".
+
+    Nothing is locked or written.
+
+    \b
+    Exit status:
+      0    shown
+      1    there is no data directory, or it cannot be read
+      2    called wrongly
+      130  Ctrl-C, which is how --watch ends
+      141  the reader of the output went away
 
     \b
     Examples:
       keyop stats
+      keyop stats --watch
       keyop stats --json | jq .totals.largest_lag_bytes
+      keyop stats --watch --interval 10 --json | jq -c '[.time, .totals.messages_per_s]'
     """
-    directory = look_at(config)
-    views = [view for view in directory.channels() if not view.abandoned]
-    rows = [row(directory, view, views, config.storage.max_record_bytes) for view in views]
-    slowest = slowest_subscriber(views)
-    totals = {
-        "channels": len(rows),
-        "segments": sum(each.segments for each in rows),
-        "disk_bytes": sum(each.disk_bytes for each in rows),
-        "disk_free_bytes": free_bytes(directory.path),
-        "subscribers": sum(each.subscribers for each in rows),
-        "running": total(each.running for each in rows),
-        "largest_lag_bytes": None if slowest is None else slowest.lag_bytes,
-        "dead_letters": sum(each.dead_letters or 0 for each in rows),
-    }
-    if as_json:
-        print_json(
-            {
-                "data_dir": directory.path,
-                "totals": totals,
-                "channels": [asdict(each) for each in rows],
-            }
-        )
+    if count is not None and not watch:
+        raise click.UsageError("--count is for --watch")
+    sampler = Sampler(look_at(config), config.storage.max_record_bytes)
+    sample = sampler.take()
+    if watch:
+        _watch(sampler, sample, interval_s or _DEFAULT_INTERVAL_S, count, as_json)
         return
-    print_totals(directory.path, totals, slowest)
-    if rows:
-        click.echo()
-        print_rows(rows)
+    if interval_s is not None:
+        gevent.sleep(interval_s)
+        sample = sampler.take()
+    if as_json:
+        print_json(as_mapping(sampler, sample))
+    else:
+        click.echo("\n".join(text_lines(sampler, sample)))
 
 
-def row(
-    directory: DataDirectory, view: ChannelView, views: list[ChannelView], max_record_bytes: int
-) -> Row:
-    """Return the figures of one channel."""
-    lag = view.largest_lag
-    dead_letters: int | None = 0
-    if is_dead_letter(view.channel):
-        dead_letters = None
-    elif any(each.channel == dead_letter_channel(view.channel) for each in views):
-        dead_letters = DeadLetters(directory, view.channel, max_record_bytes).count()
-    return Row(
-        view.channel,
-        view.segments,
-        view.disk_bytes,
-        view.start,
-        view.end,
-        len(view.subscribers),
-        total(each.running for each in view.subscribers),
-        None if lag is None else lag.lag_bytes,
-        dead_letters,
-    )
+def _watch(
+    sampler: Sampler, sample: Sample, interval_s: float, count: int | None, as_json: bool
+) -> None:
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    if terminal and not as_json:
+        _redraw(text_lines(sampler, sample))
+    for number in counting(1):
+        gevent.sleep(interval_s)
+        sample = sampler.take()
+        if as_json:
+            click.echo(json_line(as_mapping(sampler, sample)), nl=False)
+        elif terminal:
+            _redraw(text_lines(sampler, sample))
+        else:
+            click.echo("\n".join([*text_lines(sampler, sample), ""]))
+        if number == count:
+            return
 
 
-def total(counts: Iterable[int | None]) -> int | None:
-    """Return a sum, or None if a part of it is not known."""
-    known = 0
-    for count in counts:
-        if count is None:
-            return None
-        known += count
-    return known
+def _redraw(lines: list[str]) -> None:
+    """Show lines in place of what is on the terminal; what does not fit is left out."""
+    room = shutil.get_terminal_size().lines - 1
+    if len(lines) > room:
+        lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more"]
+    click.echo(_HOME_AND_CLEAR + "\n".join(lines))
 
 
-def slowest_subscriber(views: list[ChannelView]) -> SubscriberView | None:
-    """Return the subscriber that is furthest behind of those whose position can be read."""
-    found = [each for view in views for each in view.subscribers if each.lag_bytes is not None]
-    return max(found, key=lambda each: each.lag_bytes or 0, default=None)
+def as_mapping(sampler: Sampler, sample: Sample) -> dict[str, Any]:
+    """Return a sample as ``--json`` shows it."""
+    return {
+        "data_dir": sampler.directory.path,
+        "time": sample.time.isoformat().replace("+00:00", "Z"),
+        "interval_s": sample.interval_s,
+        "totals": sample.totals,
+        "channels": [asdict(each) for each in sample.rows],
+    }
 
 
-def free_bytes(path: str) -> int | None:
-    """Return how much room the disk has left; None where that cannot be seen."""
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
+def text_lines(sampler: Sampler, sample: Sample) -> list[str]:
+    """Return a sample for a person."""
+    lines = total_lines(sampler.directory.path, sample)
+    return [*lines, "", *row_lines(sample)] if sample.rows else lines
 
 
-def print_totals(path: str, totals: dict[str, Any], slowest: SubscriberView | None) -> None:
-    """Print the totals for a person."""
+def total_lines(path: str, sample: Sample) -> list[str]:
+    """Return the totals for a person."""
+    totals, slowest = sample.totals, sample.slowest
     running = "?" if totals["running"] is None else f"{totals['running']:,}"
     subscribers = f"{totals['subscribers']:,}, {running} running"
     if slowest is not None and slowest.lag_bytes:
@@ -135,7 +160,7 @@ def print_totals(path: str, totals: dict[str, Any], slowest: SubscriberView | No
             f", largest lag {human_bytes(slowest.lag_bytes)} ({slowest.subscriber_id} of "
             f"{slowest.channel})"
         )
-    for name, value in (
+    rows = [
         ("data directory", path),
         (
             "channels",
@@ -145,35 +170,51 @@ def print_totals(path: str, totals: dict[str, Any], slowest: SubscriberView | No
         ("subscribers", subscribers),
         ("dead letters", f"{totals['dead_letters']:,}"),
         ("disk", f"{human_bytes(totals['disk_free_bytes'])} free"),
-    ):
-        print_line(f"{name:<15} {value}")
+    ]
+    if sample.interval_s is not None:
+        rate = (
+            f"{rate_text(totals['messages_per_s'])} messages/s, "
+            f"{human_bytes(round(totals['bytes_per_s']))}/s over {sample.interval_s:.1f} s"
+        )
+        rows.append(("appended", rate))
+    return [printable(f"{name:<15} {value}") for name, value in rows]
 
 
-def print_rows(rows: list[Row]) -> None:
-    """Print the table of channels."""
-    print_table(
-        [
-            "CHANNEL",
-            "SIZE",
-            "SEGMENTS",
-            "END",
-            "SUBSCRIBERS",
-            "RUNNING",
-            "LARGEST LAG",
-            "DEAD LETTERS",
-        ],
-        [
-            (
-                each.channel,
-                human_bytes(each.disk_bytes),
-                each.segments,
-                each.end,
-                each.subscribers,
-                "?" if each.running is None else each.running,
-                human_bytes(each.largest_lag_bytes) if each.subscribers else "-",
-                "-" if each.dead_letters is None else each.dead_letters,
-            )
-            for each in rows
-        ],
-        "lrrrrrrr",
-    )
+def row_lines(sample: Sample) -> list[str]:
+    """Return the table of channels."""
+    headers = [
+        *("CHANNEL", "SIZE", "SEGMENTS", "END", "SUBSCRIBERS", "RUNNING"),
+        *("LARGEST LAG", "MESSAGES", "OLDEST", "DEAD LETTERS"),
+    ]
+    rows = [row_cells(each) for each in sample.rows]
+    if sample.interval_s is not None:
+        headers.append("IN/S")
+        for cells, each in zip(rows, sample.rows, strict=True):
+            cells.append(rate_text(each.messages_per_s or 0.0))
+    return table_lines(headers, rows, "l" + "r" * (len(headers) - 1))
+
+
+def row_cells(row: Row) -> list[object]:
+    """Return what the table says of one channel."""
+    lag, messages = "-", "-"
+    if row.subscribers:
+        lag = human_bytes(row.largest_lag_bytes)
+        about = "~" if row.lag_estimated else ""
+        messages = "?" if row.lag_messages is None else f"{about}{row.lag_messages:,}"
+    return [
+        row.channel,
+        human_bytes(row.disk_bytes),
+        row.segments,
+        row.end,
+        row.subscribers,
+        "?" if row.running is None else row.running,
+        lag,
+        messages,
+        "-" if row.oldest_pending_s is None else human_seconds(row.oldest_pending_s),
+        "-" if row.dead_letters is None else row.dead_letters,
+    ]
+
+
+def rate_text(rate: float) -> str:
+    """Return a number per second: small ones with a digit behind the point."""
+    return f"{rate:,.0f}" if rate >= 100 or rate == 0 else f"{rate:.1f}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import click
 
+from keyop.cli import complete
 from keyop.cli.consume import Executor, Printer
 from keyop.cli.moments import moment
 from keyop.cli.output import complain
@@ -20,12 +21,13 @@ from keyop.storage.position import Position
 
 
 @click.command("subscribe")
-@click.argument("channel")
+@click.argument("channel", shell_complete=complete.channels)
 @click.option(
     "--id",
     "subscriber_id",
     metavar="ID",
     required=True,
+    shell_complete=complete.subscribers,
     help="The name under which the position is kept; with --hub, of this instance.",
 )
 @click.option(

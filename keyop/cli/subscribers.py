@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from keyop.cli import complete
 from keyop.cli.common import (
     ListByDefault,
     common_options,
@@ -42,7 +43,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.argument("channel", required=False)
+@click.argument("channel", required=False, shell_complete=complete.channels)
 @json_option
 @config_options
 def list_(channel: str | None, as_json: bool, config: Config) -> None:
@@ -51,6 +52,12 @@ def list_(channel: str | None, as_json: bool, config: Config) -> None:
     OFFSET is the next byte that a subscriber reads, LAG how many bytes it has yet to read, and
     RUNNING whether a process of this machine runs it ("?" where that cannot be seen). KIND is
     local, or peer or hub for what federation has sent to one.
+
+    \b
+    Exit status:
+      0    listed, none included
+      1    there is no such channel or data directory, or it cannot be read
+      2    called wrongly
 
     \b
     Examples:
@@ -87,8 +94,8 @@ def list_(channel: str | None, as_json: bool, config: Config) -> None:
 
 
 @command.command("remove")
-@click.argument("channel")
-@click.argument("subscriber_id", metavar="ID")
+@click.argument("channel", shell_complete=complete.channels)
+@click.argument("subscriber_id", metavar="ID", shell_complete=complete.subscribers)
 @yes_option
 @config_options
 def remove(channel: str, subscriber_id: str, yes: bool, config: Config) -> None:
@@ -97,6 +104,12 @@ def remove(channel: str, subscriber_id: str, yes: bool, config: Config) -> None:
     What it has not read then keeps no segment from being deleted. If it subscribes again it is a
     new subscriber. One that runs is refused: stop it first. ID may be one of federation, "fed-"
     and a peer's name or "fedout-" and a hub's.
+
+    \b
+    Exit status:
+      0    forgotten
+      1    there is no such position, its subscriber runs, or the answer was no
+      2    called wrongly
 
     \b
     Examples:

@@ -13,7 +13,11 @@ from keyop.version import __version__
 @click.command("version")
 @common_options
 def command() -> None:
-    """Print the version.
+    """Print the version of keyop, and of the Python that runs it.
+
+    \b
+    Exit status:
+      0    always
 
     \b
     Example:

@@ -20,7 +20,9 @@ from keyop.errors import KeyopError
 from keyop.federation.instance import Instance, Peer
 from keyop.federation.link import Link
 from keyop.federation.outbox import Outbox, position_id
+from keyop.federation.receiver import Receiver
 from keyop.federation.sender import Sender
+from keyop.stats import PeerStats
 from keyop.storage.watch import POLL_S
 from keyop.transport.dial import dial
 from keyop.transport.identity import CertificateError
@@ -59,17 +61,22 @@ class HubClient:
         self.condition = Condition.STOPPED
         self.trouble = ""
         self.connects = 0
+        self.failures = 0
         self._instance = instance
         self._context = context
         self._outbox = Outbox(instance, hub)
         self._link: Link | None = None
         self._peer: Peer | None = None
         self._sender: Sender | None = None
+        self._receiver: Receiver | None = None
+        self._name = ""
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._finder: gevent.Greenlet[[], None] | None = None
         self._stopping = Event()
         self._retry = Event()
         self._failures = 0
+        # Channels that cannot be sent just now, and why.
+        self._lacks: dict[str, str] = {}
         self._adding: Any = Semaphore(1)
 
     # -- life
@@ -95,12 +102,37 @@ class HubClient:
         self._stopping.set()
         self._retry.set()
         if self._finder is not None:
-            self._finder.kill()
-        if self._link is not None:
-            self._link.close(GOING_AWAY, "shutting down")
-        if self._greenlet is not None:
-            self._greenlet.join(max(0.0, deadline - monotonic()))
-            self._greenlet.kill(timeout=_STOP_S)
+            self._finder.kill(timeout=_STOP_S)
+        link, greenlet = self._link, self._greenlet
+        if link is not None:
+            link.close(GOING_AWAY, "shutting down")
+        if greenlet is not None:
+            try:
+                if link is not None:  # else there is nobody to say goodbye to, only a hub to reach
+                    greenlet.join(max(0.0, deadline - monotonic()))
+            finally:  # also where time is up for whoever runs this
+                greenlet.kill(block=False)
+                self.condition = Condition.STOPPED
+            greenlet.join(_STOP_S)
+
+    def stats(self) -> PeerStats:
+        """Return how the hub and this instance stand."""
+        link, sender, receiver = self._link, self._sender, self._receiver
+        connected = self.condition is Condition.CONNECTED and link is not None
+        return PeerStats(
+            self._name or self.hub.name or self.hub.addr,
+            "hub",
+            self.hub.addr,
+            self.condition.value,
+            self.trouble,
+            connected_s=monotonic() - link.opened_at if connected and link is not None else None,
+            position_id=position_id(self.hub),
+            reconnects=max(0, self.connects - 1),
+            failures=self.failures,
+            round_trip_s=None if sender is None else sender.round_trip_s,
+            sent=0 if sender is None else sender.sent,
+            received=0 if receiver is None else receiver.counters.received,
+        )
 
     def apply(self, hub: ClientHub) -> None:
         """Go over to other channels, at once; a hub that had refused is tried again."""
@@ -141,14 +173,19 @@ class HubClient:
     def _connect_once(self) -> float | None:
         """Connect, and be connected until that ends; return how long to wait, None for good."""
         self.condition = Condition.CONNECTING
+        hub, context = self.hub, self._context()
         try:
-            dialled = dial(self.hub.addr, self._context(), self.hub.name)
+            dialled = dial(hub.addr, context, hub.name)
         except (OSError, CertificateError) as error:
             return self._failed(str(error))
         # Nothing may end a client unseen: whatever it is, it is reported and tried again.
         except Exception as error:
             logger.exception("%s: dialling failed", self.hub.addr)
             return self._failed(str(error))
+        if self.hub.addr != hub.addr or self._context() is not context:  # a reload came meanwhile
+            dialled.connection.drop()
+            dialled.connection.finish()
+            return 0.0
         instance = self._instance
         hello = instance.hello(CLIENT, self.hub.subscribe)
         link = self._link = Link(dialled.connection, instance.session(hello))
@@ -164,12 +201,13 @@ class HubClient:
             closed = WebSocketClosedError(INTERNAL_ERROR, str(error), False)
         finally:
             instance.forget(link)
-            self._link = self._sender = None
+            self._link = self._sender = self._receiver = None
             dialled.connection.finish()
         return self._ended(closed, monotonic() - begun)
 
     def _failed(self, reason: str) -> float:
         self._failures += 1
+        self.failures += 1
         if reason != self.trouble or self._failures & (self._failures - 1) == 0:
             logger.warning("%s cannot be reached: %s", self.hub.addr, reason)
         self.trouble, self.condition = reason, Condition.WAITING
@@ -203,6 +241,7 @@ class HubClient:
         self.condition = Condition.WAITING
         if not closed.remote and closed.code == NORMAL:  # on purpose: apply, reconnect
             return 0.0
+        self.failures += 1
         logger.warning("%s: %s", self.hub.addr, closed)
         if closed.code == TAKEN_OVER:
             return self._instance.config.federation.reconnect_max_ms / 1000
@@ -215,7 +254,10 @@ class HubClient:
             certified or hello.instance_name, self.hub.addr, hello.max_record_bytes
         )
         link.connection.trust(instance.max_message_bytes)
-        link.receiver = instance.receiver(link, peer, lambda channel: channel in self.hub.subscribe)
+        self._name = peer.name
+        link.receiver = self._receiver = instance.receiver(
+            link, peer, lambda channel: channel in self.hub.subscribe
+        )
         link.sender = self._sender = instance.sender(link, peer)
         self.condition, self.trouble = Condition.CONNECTED, ""
         self.connects += 1
@@ -240,8 +282,12 @@ class HubClient:
                     channel, peer, position_id(self.hub), self._outbox.start, sender
                 )
             except (KeyopError, OSError) as error:
-                logger.error("%s cannot be sent to %s: %s", channel, peer.name, error)
+                # It is tried again every second, and told once.
+                if self._lacks.get(channel) != str(error):
+                    logger.error("%s cannot be sent to %s: %s", channel, peer.name, error)
+                self._lacks[channel] = str(error)
                 continue
+            self._lacks.pop(channel, None)
             if link.open:
                 sender.add(feed)
             else:
@@ -255,8 +301,10 @@ class HubClient:
             opened.wait(POLL_S)
             try:
                 self._add_feeds()
-            except KeyopError as error:
-                logger.error("%s: %s", self.hub.addr, error)
+            # Nothing may end it unseen: channels that come later would never be sent.
+            except Exception as error:
+                expected = isinstance(error, (KeyopError, OSError))
+                logger.error("%s: %s", self.hub.addr, error, exc_info=not expected)
 
     def _note(self, event: AuditEvent, detail: str = "") -> None:
         assert self._peer is not None

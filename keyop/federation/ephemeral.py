@@ -45,8 +45,12 @@ logger = logging.getLogger(__name__)
 
 _WINDOW_BATCHES = 8
 _MAX_RECORD_BYTES = 10 << 20
+# What every hub takes, whatever its own limit of a batch.
+_LARGEST_BATCH_BYTES = 1 << 20
 _TICK_S = 1.0
 _CLOSE_S = 2.0
+_KILL_S = 1.0
+_MORE = "subscribing to more"
 
 
 class EphemeralMessenger:
@@ -62,6 +66,7 @@ class EphemeralMessenger:
             connection.
         subscribe: channels to receive besides those of :meth:`subscribe`.
         auto_reconnect: dial again when the connection is lost, with backoff.
+        max_batch_bytes: of one batch, at most 1 MiB, unless a single record is larger.
         write_queue_size: how many messages may wait to be sent; a further publish waits.
         on_fatal: told the error after which nothing more will happen: the hub's refusal, or the
             loss of the connection without ``auto_reconnect``.
@@ -104,9 +109,11 @@ class EphemeralMessenger:
         self._tls = tls if tls is not None and tls.configured else None
         self._instance_name = instance_name
         self._channels = list(dict.fromkeys(check_channel(name) for name in subscribe))
+        # Those that stood in the last hello.
+        self._asked_for: tuple[str, ...] = ()
         self._auto_reconnect = auto_reconnect
         self._backoff = (reconnect_base_ms / 1000, reconnect_max_ms / 1000, reconnect_jitter)
-        self._outgoing = Outgoing(write_queue_size, max_batch_bytes)
+        self._outgoing = Outgoing(write_queue_size, min(max_batch_bytes, _LARGEST_BATCH_BYTES))
         self._on_fatal = on_fatal
         self._registry = PayloadRegistry()
         self._subscriptions: dict[str, LiveSubscription] = {}
@@ -197,9 +204,9 @@ class EphemeralMessenger:
         if self._greenlets:
             if link is not None and gevent.getcurrent() is not self._greenlets[0]:
                 self._greenlets[0].join(_CLOSE_S)
-            gevent.killall(
-                [each for each in self._greenlets if each is not gevent.getcurrent()], timeout=1.0
-            )
+            ending = [each for each in self._greenlets if each is not gevent.getcurrent()]
+            gevent.killall(ending, block=False)
+            gevent.joinall(ending, timeout=_KILL_S)
         self._outgoing.end(EphemeralClosedError("the ephemeral messenger was closed"))
         self._connected.set()  # so that whoever waits sees that it is closed
         for subscription in self._subscriptions.values():
@@ -227,12 +234,13 @@ class EphemeralMessenger:
 
     def _begin_anew(self) -> None:
         link = self._link
+        assert link is not None
         self._outgoing.detach()  # what is published meanwhile waits for the next connection
-        while self._outgoing.unconfirmed and self._is_open():
+        while self._outgoing.unconfirmed and self._link is link and link.open:
             gevent.sleep(0.005)
-        if self._link is link and link is not None:
+        if self._link is link:
             self._connected.clear()
-            link.close(NORMAL, "subscribing to more")
+            link.close(NORMAL, _MORE)
         self._connected.wait()
         self._check_usable()
 
@@ -342,10 +350,15 @@ class EphemeralMessenger:
             return HandshakeRejectedError(str(error))
         except OSError as error:
             return ConnectionLostError(f"{self.hub_addr} cannot be reached: {error}")
+        # Nothing may end it unseen, or publishers would wait for ever.
+        except Exception as error:
+            logger.exception("%s: dialling failed", self.hub_addr)
+            return ConnectionLostError(f"{self.hub_addr}: {error}")
         if self._instance_name is None and credentials is not None:
             self._instance_name = credentials.name
+        self._asked_for = tuple(self._channels)
         hello = Hello(
-            self.instance_name, CLIENT, tuple(self._channels), True, FEATURES, _MAX_RECORD_BYTES
+            self.instance_name, CLIENT, self._asked_for, True, FEATURES, _MAX_RECORD_BYTES
         )
         session = Session(hello, _WINDOW_BATCHES, monotonic())
         link = self._link = Link(dialled.connection, session)
@@ -356,8 +369,7 @@ class EphemeralMessenger:
             return self._why(link, link.run(lambda greeted: self._greeted(link, greeted)))
         except OSError as error:
             return ConnectionLostError(f"{self.hub_addr}: {error}")
-        # Nothing may end it unseen, or publishers would wait for ever.
-        except Exception as error:
+        except Exception as error:  # as above
             logger.exception("%s: the connection failed", self.hub_addr)
             return ConnectionLostError(f"{self.hub_addr}: {error}")
         finally:
@@ -376,6 +388,9 @@ class EphemeralMessenger:
         return ConnectionLostError(f"{self.hub_addr}: {closed}")
 
     def _greeted(self, link: Link, greeted: Greeted) -> None:
+        if self._asked_for != tuple(self._channels):  # there are more since
+            link.close(NORMAL, _MORE)
+            return
         self._max_record_bytes = greeted.hello.max_record_bytes
         link.connection.trust(_MAX_RECORD_BYTES + (1 << 20))
         if self._writer is None:

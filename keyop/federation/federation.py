@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from time import monotonic
+from typing import Any
 
 import gevent
 from OpenSSL import SSL
@@ -20,6 +22,7 @@ from keyop.federation.hub import Hub
 from keyop.federation.instance import Instance
 from keyop.federation.outbox import settle_positions
 from keyop.federation.stale import forget_stale_positions
+from keyop.stats import PeerStats
 from keyop.storage.locks import FileLock
 from keyop.storage.store import Store
 from keyop.transport.contexts import SERVER_AUTH, Credentials
@@ -34,7 +37,11 @@ _STALE_GRACE_S = 600.0
 _EXPIRY_LOOK_S = 24 * 3600.0
 # How long a reload waits for the goodbye of a hub that left the configuration.
 _LEAVE_S = 3.0
+# How long, behind a deadline, something that was killed may take to end.
+_END_S = 0.5
 _MIB = 1 << 20
+# What a hub that runs cannot change.
+_FIXED_HUB_KEYS = ("enabled", "listen_addr", "max_pending", "fed_client_offset_ttl")
 
 
 class Federation:
@@ -108,7 +115,7 @@ class Federation:
                 if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …
                     logger.error(
                         "taking over failed, and is tried again: %s",
-                        error,
+                        str(error),  # whoever keeps the record does not keep a socket
                         exc_info=not isinstance(error, (KeyopError, OSError)),
                     )
 
@@ -204,13 +211,13 @@ class Federation:
         self._end(deadline)
 
     def _end(self, deadline: float) -> None:
-        gevent.killall(self._greenlets, timeout=1.0)
+        _kill(self._greenlets, 1.0)
         self._greenlets.clear()
         ending = [gevent.spawn(client.stop, deadline) for client in self.clients]
         if self.hub is not None:
             ending.append(gevent.spawn(self.hub.stop, deadline))
         gevent.joinall(ending, timeout=max(0.0, deadline - monotonic()))
-        gevent.killall(ending, timeout=0.5)
+        _kill(ending, _END_S)
         self.clients.clear()
         self.hub = None
         if self._instance is not None:
@@ -219,6 +226,16 @@ class Federation:
         self._lock.release()
 
     # -- reload
+
+    def stats(self) -> list[PeerStats]:
+        """Return how each peer stands that is connected, and each hub that is dialled."""
+        found = [client.stats() for client in self.clients]
+        return found if self.hub is None else found + self.hub.stats()
+
+    @property
+    def certificate_expires(self) -> datetime | None:
+        """When the own certificate ends, aware, in UTC; None without one."""
+        return None if self._credentials is None else self._credentials.expires
 
     def apply(self, config: Config) -> None:
         """Go over to another configuration, as far as that is possible while running.
@@ -234,6 +251,9 @@ class Federation:
         changed = credentials != self._credentials
         before, self.config = self.config, config
         self._credentials = credentials
+        for key in _FIXED_HUB_KEYS:
+            if getattr(config.hub, key) != getattr(before.hub, key):
+                logger.warning("hub.%s: what was changed applies after the next start", key)
         if not self.active:
             return
         self._context = credentials.context(SERVER_AUTH) if credentials else None
@@ -279,6 +299,12 @@ class Federation:
     def _note(self, event: AuditEvent, detail: str = "") -> None:
         if self._instance is not None:
             self._instance.audit.record(event, detail=detail)
+
+
+def _kill(greenlets: list[gevent.Greenlet[..., Any]], timeout_s: float) -> None:
+    """End greenlets; one that takes longer, in a call that cannot be stopped, is not waited for."""
+    gevent.killall(greenlets, block=False)
+    gevent.joinall(greenlets, timeout=timeout_s)
 
 
 def _dialled(config: Config) -> tuple[ClientHub, ...]:

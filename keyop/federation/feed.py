@@ -264,12 +264,11 @@ class Feed:
         try:
             sound = strip_checksum(line)
             fields = None
-            for mark in self._marks:
-                if mark in line:
-                    fields = decode(line)
-                    if not self._is_for_peer(fields):
-                        return ()
-                    break
+            # Without a checksum it may be anything, which shows only when it is read.
+            if sound is line or any(mark in line for mark in self._marks):
+                fields = decode(line)
+                if not self._is_for_peer(fields):
+                    return ()
             if len(line) <= self._addressee.max_record_bytes:
                 return (line,)
             if len(sound) <= self._addressee.max_record_bytes:
@@ -336,6 +335,11 @@ class Feed:
     def under_way(self) -> bool:
         """Whether something was sent that has not arrived yet."""
         return self.acknowledged_to < self.sent_to
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much of the log has not arrived, as far as this process has seen it grow."""
+        return max(0, self._log.end - self.acknowledged_to)
 
     def had_better_wait(self, room: int) -> bool:
         """Whether more should come together first: less than a batch is there, and some are sent.

@@ -16,7 +16,10 @@ from keyop.federation.feed import Feed
 from keyop.federation.instance import Instance, Peer
 from keyop.federation.link import Link
 from keyop.federation.policy import Policy, Rights
+from keyop.federation.receiver import Receiver
 from keyop.federation.sender import Sender
+from keyop.names import PEER_PREFIX
+from keyop.stats import PeerStats
 from keyop.transport.accept import Accepted, Listener
 from keyop.transport.contexts import CLIENT_AUTH, Credentials
 from keyop.transport.websocket import GOING_AWAY, INTERNAL_ERROR
@@ -30,6 +33,11 @@ MAX_SAME_NAME = 64
 # How long a position is waited for that a link which ends still holds.
 _CLAIM_WAIT_S = 2.0
 _CLAIM_POLL_S = 0.02
+# How often it is tried again to send what could not be.
+_MEND_S = 1.0
+_NOT_LISTED = "not in allowlist"
+# Of the channels that a client has asked for in vain, so many are named.
+_NAMED = 10
 
 
 class _Client:
@@ -43,6 +51,30 @@ class _Client:
         self.hello = hello
         self.certificate = certificate
         self.sender: Sender | None = None
+        self.receiver: Receiver | None = None
+        # Channels that it may have and that cannot be sent just now, and why.
+        self.lacks: dict[str, str] = {}
+
+    @property
+    def position_id(self) -> str | None:
+        """Under which its positions are kept; an ephemeral one has none."""
+        return None if self.hello.ephemeral else f"{PEER_PREFIX}{self.peer.name}"
+
+    def stats(self) -> PeerStats:
+        """Return how it stands."""
+        sender, receiver = self.sender, self.receiver
+        return PeerStats(
+            self.peer.name,
+            "ephemeral" if self.hello.ephemeral else "client",
+            self.peer.address,
+            "connected",
+            connected_s=monotonic() - self.link.opened_at,
+            position_id=self.position_id,
+            backlog_bytes=0 if sender is None else sender.backlog_bytes,
+            round_trip_s=None if sender is None else sender.round_trip_s,
+            sent=0 if sender is None else sender.sent,
+            received=0 if receiver is None else receiver.counters.received,
+        )
 
 
 class Hub:
@@ -63,6 +95,7 @@ class Hub:
         self._listener: Listener | None = None
         self._clients: set[_Client] = set()
         self._durable: dict[str, _Client] = {}
+        self._mender: gevent.Greenlet[[], None] | None = None
 
     # -- life
 
@@ -80,6 +113,8 @@ class Hub:
             self._config.max_pending,
         )
         self._listener.start()
+        self._mender = gevent.spawn(self._mend)
+        self._mender.name = "keyop-hub-mender"
         if self._context is None:
             logger.warning(
                 "the hub at %s uses no TLS: whoever reaches it may be anybody", self.address
@@ -98,6 +133,10 @@ class Hub:
         """The clients that are connected."""
         return [client.peer for client in self._clients]
 
+    def stats(self) -> list[PeerStats]:
+        """Return how each client stands that was let in."""
+        return [client.stats() for client in self._clients]
+
     def stop(self, deadline: float) -> None:
         """Say goodbye to every client (1001) and stop listening.
 
@@ -107,6 +146,8 @@ class Hub:
         if self._listener is None:
             return
         self._listener.stop_listening()
+        if self._mender is not None:
+            self._mender.kill(block=False)
         for client in list(self._clients):
             self._note(client.peer, AuditEvent.CLIENT_DRAIN)
             client.link.close(GOING_AWAY, "shutting down")
@@ -125,7 +166,7 @@ class Hub:
         instance.links.add(link)
         clients: list[_Client] = []
         try:
-            closed = link.run(lambda greeted: clients.extend(self._greet(accepted, link, greeted)))
+            closed = link.run(lambda greeted: self._greet(accepted, link, greeted, clients))
         # Nothing may end a connection unseen, or another one with it.
         except Exception:
             logger.exception("the connection of %s failed", accepted.address)
@@ -146,30 +187,44 @@ class Hub:
         if link.session.peer is None:  # no hello, or not a good one
             self._refused(accepted.address, reason)
 
-    def _greet(self, accepted: Accepted, link: Link, greeted: Greeted) -> list[_Client]:
-        """Let a client in, or close its link; return it if it was let in."""
+    def _greet(
+        self, accepted: Accepted, link: Link, greeted: Greeted, joined: list[_Client]
+    ) -> None:
+        """Let a client in, which joins those, or close its link."""
         hello = greeted.hello
         name = accepted.peer or hello.instance_name
         peer = Peer(name, accepted.address, hello.max_record_bytes)
-        rights = self._policy.rights(name)
-        if rights is None:
-            self._reject(link, peer, NOT_ALLOWED, "not in allowlist")
-            return []
+        policy = self._policy
+        rights, refusal = policy.rights(name), self._refusal(name, accepted.certificate)
+        if rights is None or refusal is not None:
+            self._reject(link, peer, NOT_ALLOWED, refusal or _NOT_LISTED)
+            return
         client = _Client(link, peer, hello, accepted.certificate)
         if hello.ephemeral:
             same = sum(each.peer.name == name and each.hello.ephemeral for each in self._clients)
             if same >= MAX_SAME_NAME:
                 self._reject(link, peer, TRY_AGAIN_LATER, "too many connections of this name")
-                return []
-        else:
-            self._take_over(client)
+                return
+        joined.append(client)
         self._clients.add(client)
+        if not hello.ephemeral:
+            self._take_over(client)
         try:
-            self._let_in(client, accepted, rights)
+            self._let_in(client, accepted, policy, rights)
         except (KeyopError, OSError) as error:
             logger.error("%s at %s cannot be served: %s", name, peer.address, error)
             link.close(INTERNAL_ERROR, "cannot be served")
-        return [client]
+
+    def _refusal(self, name: str, certificate: x509.Certificate | None) -> str | None:
+        """Say why a client may not be connected; None if it may.
+
+        Its certificate was verified before, but perhaps not with the credentials of now.
+        """
+        if self._policy.rights(name) is None:
+            return _NOT_LISTED
+        if self._credentials is None or certificate is None:
+            return None
+        return self._credentials.refusal(certificate)
 
     def _reject(self, link: Link, peer: Peer, code: int, reason: str) -> None:
         logger.warning("%s at %s was refused: %s", peer.name, peer.address, reason)
@@ -190,17 +245,16 @@ class Hub:
                 older.peer.address,
             )
 
-    def _let_in(self, client: _Client, accepted: Accepted, rights: Rights) -> None:
+    def _let_in(self, client: _Client, accepted: Accepted, policy: Policy, rights: Rights) -> None:
         instance, link = self._instance, client.link
 
         def accepts(channel: str) -> bool:
             now = self._policy.rights(client.peer.name)
             return now is not None and now.may_publish(channel)
 
-        link.receiver = instance.receiver(link, client.peer, accepts)
+        link.receiver = client.receiver = instance.receiver(link, client.peer, accepts)
         sender = link.sender = client.sender = instance.sender(link, client.peer)
         # The positions are taken before the hello, so that what is published after it is sent.
-        policy = self._policy
         feeds = self._feeds(client, rights.effective(client.hello.subscribe))
         try:
             if link.session.state is not State.DECIDING:  # taken over, or gone, meanwhile
@@ -214,25 +268,49 @@ class Hub:
                 feed.close()
         self._note(client.peer, AuditEvent.CLIENT_CONNECTED)
         logger.info("%s connected from %s", client.peer.name, client.peer.address)
+        self._report_withheld(client, rights)
         if policy is not self._policy:  # there was a reload meanwhile
             self._restrict(client)
             self._extend(client)
+
+    def _report_withheld(self, client: _Client, rights: Rights) -> None:
+        """Say which channels a client has asked for in vain: it is not told."""
+        asked = client.hello.subscribe
+        withheld = sorted(set(asked) - set(rights.effective(asked)))
+        if withheld:
+            named = ", ".join(withheld[:_NAMED]) + (", …" if len(withheld) > _NAMED else "")
+            logger.warning("%s may not be sent what it subscribes to: %s", client.peer.name, named)
+            self._note(client.peer, AuditEvent.POLICY_VIOLATION, f"may not be sent {named}")
 
     def _feeds(self, client: _Client, channels: Iterable[str]) -> list[Feed]:
         feeds: list[Feed] = []
         try:
             for channel in channels:
-                feeds.append(self._feed(client, channel))
+                feed = self._try_feed(client, channel)
+                if feed is not None:
+                    feeds.append(feed)
         except BaseException:
             for feed in feeds:
                 feed.close()
             raise
         return feeds
 
+    def _try_feed(self, client: _Client, channel: str) -> Feed | None:
+        """Return a feed; None where there cannot be one, which keeps the client from no other."""
+        try:
+            feed = self._feed(client, channel)
+        except (KeyopError, OSError) as error:
+            if client.lacks.get(channel) != str(error):
+                logger.error("%s cannot be sent to %s: %s", channel, client.peer.name, error)
+            client.lacks[channel] = str(error)
+            return None
+        client.lacks.pop(channel, None)
+        return feed
+
     def _feed(self, client: _Client, channel: str) -> Feed:
         instance, sender = self._instance, client.sender
         assert sender is not None
-        position_id = None if client.hello.ephemeral else f"fed-{client.peer.name}"
+        position_id = client.position_id
         deadline = monotonic() + _CLAIM_WAIT_S
         while True:
             try:
@@ -264,13 +342,9 @@ class Hub:
     def _restrict(self, client: _Client) -> None:
         """Take away what a client may not have any more: channels, or its connection."""
         rights = self._policy.rights(client.peer.name)
-        refusal = None if rights is not None else "not in allowlist"
-        if self._credentials is not None and client.certificate is not None:
-            refusal = refusal or self._credentials.refusal(client.certificate)
+        refusal = self._refusal(client.peer.name, client.certificate)
         if rights is None or refusal is not None:
-            logger.warning("%s is closed: %s", client.peer.name, refusal)
-            self._note(client.peer, AuditEvent.CLIENT_REJECTED, detail=refusal or "")
-            client.link.close(NOT_ALLOWED, refusal or "not in allowlist")
+            self._reject(client.link, client.peer, NOT_ALLOWED, refusal or _NOT_LISTED)
             return
         if client.sender is not None:
             wanted = rights.effective(client.hello.subscribe)
@@ -279,15 +353,34 @@ class Hub:
 
     def _extend(self, client: _Client) -> None:
         """Give a client the channels that it may have now and has not yet."""
-        rights, sender = self._policy.rights(client.peer.name), client.sender
-        if rights is None or sender is None:
+        rights = self._policy.rights(client.peer.name)
+        if rights is not None:
+            self._add(client, rights.effective(client.hello.subscribe))
+
+    def _add(self, client: _Client, channels: Iterable[str]) -> None:
+        sender = client.sender
+        if sender is None:
             return
-        for channel in rights.effective(client.hello.subscribe):
+        for channel in channels:
             if channel not in sender.feeds and client.link.open:
-                try:
-                    sender.add(self._feed(client, channel))
-                except (KeyopError, OSError) as error:
-                    logger.error("%s: %s: %s", channel, client.peer.name, error)
+                feed = self._try_feed(client, channel)
+                if feed is not None and channel in sender.feeds:  # somebody else came first
+                    feed.close()
+                elif feed is not None:
+                    sender.add(feed)
+
+    def _mend(self) -> None:
+        """Try again, every now and then, to send what could not be."""
+        while True:
+            gevent.sleep(_MEND_S)
+            for client in list(self._clients):
+                rights = self._policy.rights(client.peer.name)
+                if rights is not None and client.lacks:
+                    # Nothing may end this unseen.
+                    try:
+                        self._add(client, rights.effective(list(client.lacks)))
+                    except Exception:
+                        logger.exception("%s: adding channels failed", client.peer.name)
 
     def _note(self, peer: Peer, event: AuditEvent, detail: str = "") -> None:
         self._instance.audit.record(event, peer=peer.name, peer_addr=peer.address, detail=detail)

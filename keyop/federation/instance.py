@@ -22,7 +22,7 @@ from keyop.federation.link import Link
 from keyop.federation.pages import Pages
 from keyop.federation.receiver import Receiver
 from keyop.federation.sender import Sender
-from keyop.names import is_dead_letter
+from keyop.names import PEER_PREFIX, is_dead_letter
 from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor
 from keyop.storage.log import Log
@@ -242,7 +242,7 @@ class Instance:
             dead_letter_writer(
                 self.store,
                 channel,
-                position_id or f"fed-{peer.name}",
+                position_id or f"{PEER_PREFIX}{peer.name}",
                 self._writer,
                 self._clock,
             ),

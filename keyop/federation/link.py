@@ -45,6 +45,10 @@ class Sending(Protocol):
 class Receiving(Protocol):
     """What takes the batches that come on a link, and acknowledges each."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether ``receive`` waits for room, so that nothing is read meanwhile."""
+
     def receive(self, records: list[bytes]) -> None:
         """Take a batch."""
 
@@ -94,6 +98,9 @@ class Link:
             self.closed = WebSocketClosedError(error.code, str(error), False)
         except WebSocketClosedError as closed:
             self.closed = closed
+        except Exception:  # a fault of keyop's own, which whoever runs this reports
+            self.close(INTERNAL_ERROR, "internal error")
+            raise
         finally:
             # Also when this greenlet is killed.
             if self.closed is None:
@@ -142,6 +149,10 @@ class Link:
             self.connection.ping()
         elif alarm is Alarm.HELLO_OVERDUE:
             self.close(HANDSHAKE_TIMEOUT, "handshake timeout")
+        elif alarm is Alarm.SILENT and self.receiver is not None and self.receiver.waits:
+            # It is this side that does not listen; the other one has to hear that all is well.
+            self.session.heard(monotonic())
+            self.connection.ping()
         elif alarm is Alarm.SILENT:
             logger.warning("a peer has sent nothing for a minute, and is dropped")
             self.connection.drop()

@@ -79,6 +79,8 @@ class LiveReceiver:
     So a hub sends a slow handler no more than its window.
     """
 
+    waits = False  # ever
+
     def __init__(
         self, subscriptions: dict[str, LiveSubscription], acknowledge: Callable[[str], None]
     ) -> None:

@@ -16,7 +16,7 @@ from keyop.config import ClientHub
 from keyop.errors import StorageError
 from keyop.federation.instance import Instance
 from keyop.fs import FileSystem
-from keyop.names import is_dead_letter
+from keyop.names import HUB_PREFIX, is_dead_letter
 from keyop.storage.claim import Claim
 from keyop.storage.locks import FileLock
 from keyop.storage.log import Log
@@ -25,13 +25,12 @@ from keyop.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "fedout-"
 _MAX_BYTES = 16 << 20
 
 
 def position_id(hub: ClientHub) -> str:
     """Return under which id positions towards this hub are kept."""
-    return PREFIX + hub.offset_name
+    return HUB_PREFIX + hub.offset_name
 
 
 class Outbox:
@@ -105,19 +104,23 @@ def settle_positions(instance: Instance, hubs: Iterable[ClientHub]) -> None:
     store = instance.store
     configured = {position_id(hub) for hub in hubs}
     renamed = {
-        PREFIX + hub.addr.replace("[", "").replace("]", ""): position_id(hub)
+        HUB_PREFIX + hub.addr.replace("[", "").replace("]", ""): position_id(hub)
         for hub in hubs
         if hub.name
     }
     try:
         for channel in store.channels():
             for found in list_ids(store.fs, store.offsets_directory(channel)):
-                if found.startswith(PREFIX) and found not in configured:
+                if found.startswith(HUB_PREFIX) and found not in configured:
                     settle = partial(_settle, store, channel, found, renamed.get(found))
                     store.log(channel).run_locked(settle, lambda _: None)
         for name in store.fs.listdir(store.data_dir):
             known = name.removeprefix(".").removesuffix(".known")
-            if name == f".{known}.known" and known.startswith(PREFIX) and known not in configured:
+            if (
+                name == f".{known}.known"
+                and known.startswith(HUB_PREFIX)
+                and known not in configured
+            ):
                 _move_known(store, known, renamed.get(known))
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from error

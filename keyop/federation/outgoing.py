@@ -6,7 +6,6 @@ from collections import deque
 from time import monotonic
 from typing import Any
 
-import gevent
 from gevent.event import AsyncResult, Event
 
 from keyop.errand import Errand
@@ -76,13 +75,15 @@ class Outgoing:
         self._queue.append(waiting)
         self._errand.call()
         try:
-            waiting.outcome.get(timeout=seconds_left(deadline))
-        except gevent.Timeout:
+            waiting.outcome.wait(seconds_left(deadline))
+        finally:
+            # Also where a timeout of somebody else's, or a kill, has ended the waiting.
             if not waiting.sent and waiting in self._queue:
                 self._queue.remove(waiting)
-            raise PublishTimeoutError(
-                "not confirmed by the hub within the timeout", waiting.sent
-            ) from None
+                self._room.set()
+        if not waiting.outcome.ready():
+            raise PublishTimeoutError("not confirmed by the hub within the timeout", waiting.sent)
+        waiting.outcome.get()
 
     def attach(self, session: Session, connection: Connection) -> None:
         """Send on this connection from now on."""

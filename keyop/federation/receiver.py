@@ -37,6 +37,11 @@ class ReceiverCounters:
         self.malformed = 0
         self.violations = 0
 
+    @property
+    def received(self) -> int:
+        """Every record that has come and was dealt with."""
+        return self.stored + self.duplicates + self.loops + self.malformed + self.violations
+
 
 class Receiver:
     """Stores what a peer sends, and acknowledges it once it is written.

@@ -16,12 +16,16 @@ from keyop.storage.watch import Watcher
 
 logger = logging.getLogger(__name__)
 
-# Behind inotify, which does not tell of everything: another file system, a link's target.
-_POLL_S = 1.0
-# Whoever writes several files, or one in several steps, is given so long to finish.
+# Behind inotify, which does not tell of everything: another file system, a mode, a deletion.
+_POLL_S = 0.5
+# Whoever writes several files, or one in several steps, is given so long to finish, so many times.
 _QUIET_S = 0.2
+_MAX_QUIETS = 3
+# Other files of the same directories may change all the time.
+_PAUSE_S = 0.02
 
-_Look = tuple[tuple[str, int, int, int], ...]
+# What a file looks like from outside; empty where there is none.
+_Look = tuple[int, ...]
 
 
 class Reloader:
@@ -41,13 +45,16 @@ class Reloader:
         failed: Callable[[str], None],
     ) -> None:
         self._watcher = watcher
+        # The one that was read last, in use or not: a file that it names may come after it.
         self._config = config
         self._apply = apply
         self._failed = failed
         self._changed = Event()
         self._wanted = False
-        self._seen: _Look = ()
-        self._readers: dict[str, Readers] = {}
+        self._seen: dict[str, _Look] = {}
+        # By device and number: two names of one directory have one watch, and another directory
+        # in the place of one needs a new one.
+        self._directories: dict[_Look, Readers] = {}
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
@@ -60,64 +67,91 @@ class Reloader:
         """End."""
         if self._greenlet is not None:
             self._greenlet.kill()
-        for readers in self._readers.values():
+        for readers in self._directories.values():
             self._watcher.unwatch(readers)
-        self._readers.clear()
+        self._directories.clear()
 
     def trigger(self) -> None:
         """Read the files now, changed or not; what becomes of it is logged."""
         self._wanted = True
         self._changed.set()
 
+    # -- what there is to see
+
     def _paths(self) -> list[str]:
         tls = self._config.tls
         named = (self._config.path, tls.cert, tls.key, tls.ca, tls.crl)
         return [os.path.abspath(path) for path in named if path]
 
-    def _look(self) -> _Look:
-        """Return what the files look like from outside, links followed."""
-        seen = []
-        for path in self._paths():
-            directory = os.path.dirname(path)
-            if directory not in self._readers:
-                readers = self._readers[directory] = Readers()
-                readers.events.add(self._changed)
-                if os.path.isdir(directory):
-                    self._watcher.watch(directory, readers)
-            try:
-                status = os.stat(path)
-            except OSError:  # being replaced, or gone: either is a change
-                seen.append((path, 0, 0, 0))
-            else:
-                seen.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-        return tuple(seen)
+    def _look(self) -> dict[str, _Look]:
+        """Return what each file looks like, links followed."""
+        paths = self._paths()
+        # Before the files: what changes between the two is told of.
+        self._watch(paths)
+        return {path: _look_at(path) for path in paths}
+
+    def _watch(self, paths: list[str]) -> None:
+        """Watch the directories of the files, and those of what links lead to."""
+        found = {}
+        for path in paths:
+            for each in (path, os.path.realpath(path)):
+                directory = os.path.dirname(each)
+                if identity := _look_at(directory)[:2]:
+                    found[identity] = directory
+        for identity in self._directories.keys() - found.keys():
+            self._watcher.unwatch(self._directories.pop(identity))
+        for identity in found.keys() - self._directories.keys():
+            readers = self._directories[identity] = Readers()
+            readers.events.add(self._changed)
+            self._watcher.watch(found[identity], readers)
+
+    # -- what is made of it
 
     def _run(self) -> None:
         while True:
             self._changed.wait(_POLL_S)
             self._changed.clear()
-            now = self._look()
-            if now == self._seen and not self._wanted:
-                continue
-            while not self._wanted:
-                gevent.sleep(_QUIET_S)
-                before, now = now, self._look()
-                if now == before:
-                    break
-            self._wanted = False
-            self._seen = now
-            self._reload()
+            # Nothing may end the watch unseen.
+            try:
+                self._reload_if_changed()
+            except Exception:
+                logger.exception("reloading failed")
+            gevent.sleep(_PAUSE_S)
+
+    def _reload_if_changed(self) -> None:
+        now = self._look()
+        if now == self._seen and not self._wanted:
+            return
+        for _ in range(_MAX_QUIETS):
+            if self._wanted:
+                break
+            gevent.sleep(_QUIET_S)
+            before, now = now, self._look()
+            if now == before:
+                break
+        self._wanted = False
+        self._seen = now
+        self._reload()
 
     def _reload(self) -> None:
         try:
-            config = Config.load(self._config.path) if self._config.path else self._config
-            self._apply(config)
+            if self._config.path:
+                self._config = Config.load(self._config.path)
+                # Of files that it names newly, what they look like before they are read.
+                self._seen = {**self._look(), **self._seen}
+                self._seen = {path: self._seen[path] for path in self._paths()}
+            self._apply(self._config)
         except ConfigError as error:
             logger.error("the configuration was not reloaded, and the old one stays: %s", error)
             self._failed(str(error))
-        # Nothing may end the watch unseen.
-        except Exception:
-            logger.exception("reloading failed")
         else:
-            self._config = config
             logger.info("the configuration was reloaded")
+
+
+def _look_at(path: str) -> _Look:
+    try:
+        found = os.stat(path)
+    except OSError:  # being replaced, or gone: either is a change
+        return ()
+    # The last one tells of a mode that changed as well, which may make a file readable.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import NamedTuple
 
 from keyop.errand import Crew, Errand
@@ -15,6 +16,8 @@ from keyop.wire.session import Session
 logger = logging.getLogger(__name__)
 
 NO_LIMIT_BYTES = 1 << 30
+# The weight of the newest round trip in the smoothed one.
+_NEW = 0.2
 
 
 class _Batch(NamedTuple):
@@ -23,6 +26,7 @@ class _Batch(NamedTuple):
     feed: Feed
     end: int
     records: int
+    sent_at: float
 
 
 class Sender:
@@ -51,10 +55,14 @@ class Sender:
         self.feeds: dict[str, Feed] = {}
         # Those that may have something, in the order of their turns.
         self._ready: dict[Feed, None] = {}
+        # Between sending a batch and its acknowledgement, smoothed; None before the first.
+        self.round_trip_s: float | None = None
         # Those that could not be read, and how often in a row.
         self._failures: dict[Feed, int] = {}
         self._errand = Errand(f"keyop-sender-{name}", self._work, crew)
         self._stopped = False
+        # On channels that are not sent any more.
+        self._sent_before = 0
 
     def add(self, feed: Feed) -> None:
         """Send this feed too; one that comes too late is closed."""
@@ -70,6 +78,7 @@ class Sender:
         if feed is not None:
             self._ready.pop(feed, None)
             self._failures.pop(feed, None)
+            self._sent_before += feed.counters.sent
             feed.close(forget)
 
     def wake(self, feed: Feed) -> None:
@@ -91,6 +100,9 @@ class Sender:
 
     def acknowledged(self, token: _Batch) -> None:
         """The oldest batch has arrived, so there is room for another."""
+        taken_s = monotonic() - token.sent_at
+        known_s = self.round_trip_s
+        self.round_trip_s = taken_s if known_s is None else known_s + (taken_s - known_s) * _NEW
         if self.feeds.get(token.feed.channel) is token.feed:
             token.feed.acknowledged(token.end, token.records)
         self._errand.call()
@@ -126,7 +138,7 @@ class Sender:
                 feed.passed()
             else:
                 feed.sent(portion.records)
-                batch = _Batch(feed, feed.position, portion.records)
+                batch = _Batch(feed, feed.position, portion.records, monotonic())
                 try:
                     self._send(self._session.send_encoded(portion.message, batch))
                 except OSError:  # the connection is gone, which whoever reads it finds out
@@ -145,6 +157,16 @@ class Sender:
         count = self._failures[feed] = self._failures.get(feed, 0) + 1
         if count & (count - 1) == 0:  # 1, 2, 4, 8 …
             logger.error("%s: %s: cannot be read: %s", feed.channel, self._name, error)
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What is in the log for the peer and has not arrived, of the channels it is sent."""
+        return sum(feed.backlog_bytes for feed in self.feeds.values())
+
+    @property
+    def sent(self) -> int:
+        """How many records were sent."""
+        return self._sent_before + sum(feed.counters.sent for feed in self.feeds.values())
 
     @property
     def idle(self) -> bool:

@@ -6,13 +6,12 @@ import logging
 from functools import partial
 
 from keyop.clock import Clock
+from keyop.names import PEER_PREFIX
 from keyop.storage.claim import remove_position
 from keyop.storage.offsets import list_ids, offset_path
 from keyop.storage.store import Store
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "fed-"
 
 
 def forget_stale_positions(store: Store, ttl_s: float, clock: Clock) -> list[str]:
@@ -33,13 +32,13 @@ def forget_stale_positions(store: Store, ttl_s: float, clock: Clock) -> list[str
     for channel in store.channels():
         directory = store.offsets_directory(channel)
         for position_id in list_ids(store.fs, directory):
-            if not position_id.startswith(PREFIX) or not _is_stale(
+            if not position_id.startswith(PEER_PREFIX) or not _is_stale(
                 store, offset_path(directory, position_id), oldest_s
             ):
                 continue
             forget = partial(_forget, store, channel, position_id, oldest_s)
             if store.log(channel).run_locked(forget, lambda _: None):
-                peer = position_id.removeprefix(PREFIX)
+                peer = position_id.removeprefix(PEER_PREFIX)
                 forgotten.append(f"{channel}/{peer}")
                 logger.warning(
                     "%s: the position of %s is forgotten, which was last here over %g s ago",

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from keyop.errors import OffsetError
 from keyop.fs import FileSystem
+from keyop.names import HUB_PREFIX, PEER_PREFIX
 from keyop.storage.offsets import read_all
 from keyop.storage.segment import list_starts, segment_path
 
 logger = logging.getLogger(__name__)
 
-_FEDERATION_IDS = ("fed-", "fedout-")
+_FEDERATION_IDS = (PEER_PREFIX, HUB_PREFIX)
 
 
 class Aged(NamedTuple):

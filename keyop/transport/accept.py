@@ -10,6 +10,7 @@ from typing import Any
 
 import gevent
 from cryptography import x509
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from gevent.socket import socket
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _MAX_LINE_BYTES = 8 << 10
+# The loop looks at sockets before a timer of any length is up; before a callback it does not.
+_BETWEEN_S = 1e-6
 # 16 bytes in base64: RFC 6455, section 4.1.
 _KEY = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]==")
 
@@ -73,6 +76,25 @@ class Pending:
         """End all that are here."""
         while self._streams:
             self._streams.popitem()[1].close()
+
+
+class Turns:
+    """Handshakes, the dearest thing that strangers can ask for, go one step after another.
+
+    Between two steps everybody else runs once: whoever is known waits for one of them at most,
+    however many strangers come at once.
+    """
+
+    def __init__(self) -> None:
+        self._turn = BoundedSemaphore(1)
+
+    def take(self, step: Callable[[], None]) -> None:
+        """Do a step of a handshake, which must not wait, when it is its turn."""
+        with self._turn:
+            try:
+                step()
+            finally:
+                gevent.sleep(_BETWEEN_S)
 
 
 class Accepted:
@@ -137,6 +159,7 @@ class Listener(WSGIServer):
         # That of gevent-websocket.
         self.logger = logger
         self.pending = Pending(max_pending)
+        self.turns = Turns()
         self._context = context
         self._serve = serve
         self._refused = refused
@@ -217,6 +240,7 @@ class _Stranger:
 
     def __init__(self, listener: Listener, plain: socket, where: str) -> None:
         self._pending = listener.pending
+        self._turns = listener.turns
         self._plain = plain
         self.where = where
         self.stream: Stream = plain
@@ -243,7 +267,7 @@ class _Stranger:
                 return
             self.stream = secured = TLSSocket(context, self._plain, server_side=True)
             self._pending.replace(self._place, secured)
-            secured.handshake()
+            secured.handshake(take_turn=self._turns.take)
         self.certificate = secured.peer_certificate()
         self.peer = common_name(self.certificate)
         self.reader = StreamReader(secured, MAX_STRANGER_BYTES)

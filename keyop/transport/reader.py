@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
+from keyop.pace import Pace
 from keyop.transport.tls import RECORD_BYTES, Stream
 
 
@@ -26,6 +27,7 @@ class StreamReader:
         self._buffer = b""
         self._position = 0
         self._left = limit
+        self._pace = Pace()
         # When bytes came last, in ``time.monotonic()`` seconds.
         self.heard_at = monotonic()
 
@@ -35,6 +37,8 @@ class StreamReader:
 
     def _fill(self) -> bool:
         """Append what has come to the buffer; return whether anything has."""
+        # Where bytes come faster than they are read, reading them never waits.
+        self._pace.step()
         data = self._stream.recv(4 * RECORD_BYTES)
         self.heard_at = monotonic()
         if self._left is not None:

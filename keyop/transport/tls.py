@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
@@ -17,6 +18,9 @@ _READ, _WRITE = 1, 2
 RECORD_BYTES = 16 << 10
 # How long a greenlet pauses that wants to wait for what another one waits for already.
 _SHARED_WAIT_S = 0.01
+
+# Calls what it is given, which does not wait, when its turn has come.
+TakeTurn = Callable[[Callable[[], None]], None]
 
 
 class TLSError(OSError):
@@ -65,11 +69,12 @@ class TLSSocket:
         self._writable = loop.io(plain.fileno(), _WRITE)
         self._closed = False
 
-    def handshake(self, host: str | None = None) -> None:
+    def handshake(self, host: str | None = None, take_turn: TakeTurn | None = None) -> None:
         """Agree on keys and verify each other's certificates.
 
         Args:
             host: told to the other side, for a server that has several names; an address is not.
+            take_turn: called with each step of it; None does them at once.
 
         Raises:
             TLSError: one side refused the other; the error says which, and why.
@@ -78,7 +83,16 @@ class TLSSocket:
         name = _server_name(host) if host is not None else b""
         if name:
             self._ssl.set_tlsext_host_name(name)
-        self._retry(self._ssl.do_handshake)
+        if take_turn is None:
+            self._retry(self._ssl.do_handshake)
+        else:
+            self._retry(take_turn, self._step)
+
+    def _step(self) -> None:
+        # It may have been closed while it waited for its turn, and its number be another's by now.
+        if self._closed:
+            raise _closed()
+        self._ssl.do_handshake()
 
     def peer_certificate(self) -> x509.Certificate:
         """Return the certificate that the other side has shown; it was verified."""
@@ -138,6 +152,8 @@ class TLSSocket:
                 raise TLSError(self._describe(error)) from None
 
     def _wait(self, watcher: Any) -> None:
+        if self._closed:  # since the call: others run before a turn ends
+            raise _closed()
         if watcher.callback is None:
             self._hub.wait(watcher)
         else:

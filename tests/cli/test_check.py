@@ -17,7 +17,6 @@ from keyop.checking.channel import ChannelCheck
 from keyop.checking.directory import check_directory
 from keyop.checking.problem import Modes, Problem, Report
 from keyop.checking.scan import CHUNK_BYTES, Findings, Scanner
-from keyop.cli.check import Progress
 from keyop.errors import StorageError
 from keyop.fs import SYSTEM_FS
 from keyop.inspection import DataDirectory
@@ -703,23 +702,6 @@ def test_several_channels(data_dir: Path) -> None:
     write_segment(data_dir, "b", 0, ONE * 2)
     write_segment(data_dir, "b", 2 * SIZE, ONE)
     assert well("check").out == f"2 channels, 4 records, {4 * SIZE} B: no problems\n"
-
-
-def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bar on stderr, only on a terminal and only after a moment."""
-    monkeypatch.setattr("keyop.cli.check._PATIENCE_S", 0)
-    for terminal in (False, True):
-        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
-        with Progress() as progress:
-            progress(10, 100)
-            progress(100, 100)
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert ("checking" in captured.err) == terminal
-    monkeypatch.setattr("keyop.cli.check._PATIENCE_S", 1000)
-    with Progress() as progress:
-        progress(100, 100)
-    assert capsys.readouterr().err == ""
 
 
 def test_progress_is_told(data_dir: Path) -> None:

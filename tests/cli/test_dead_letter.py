@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import pty
 import zlib
 from pathlib import Path
 
 import pytest
 
+from keyop.cli.letter_filter import WholeIds
 from keyop.cli.letters import from_base64, pretty, unique_length
+from keyop.errors import StorageError
+from keyop.inspection import DataDirectory
 from tests.integration.helpers import (
     Recorder,
     channel_dir,
@@ -25,7 +30,7 @@ from tests.integration.helpers import (
     write_segment,
 )
 
-from .helpers import dead_letter, keyop, refused, well
+from .helpers import Process, dead_letter, keyop, refused, well
 
 HOSTILE = "\x1b]0;x\x07 \x9b31m \u202e\nfake line"
 
@@ -557,3 +562,114 @@ def test_base64_of_somebody_else() -> None:
     """What is no base64 is shown as it is."""
     assert from_base64("eA==") == b"x"
     assert from_base64("e*A=é") == "e*A=é".encode()
+
+
+# --- conditions
+
+
+@pytest.fixture
+def mixed(data_dir: Path) -> None:
+    """Four dead letters that differ, and one whose original is nothing."""
+    late = dead_letter(record({"n": 4}, id="m4"), letter_id="dead-0004", subscriber="mail")
+    put(
+        data_dir,
+        dead_letter(record({"n": 1}, id="m1"), letter_id="dead-0001", error="Timeout: slow"),
+        dead_letter(record({"n": 2}, id="m2", payload_type="U"), letter_id="dead-0002"),
+        dead_letter(record({"n": 3}, id="m3"), letter_id="dead-0003", subscriber="mail"),
+        dead_letter(None, letter_id="dead-0005", raw="AAAA"),
+        _at(late, "2026-03-01T00:00:00Z"),
+        dead_letter(record({"n": 6}, id="m6"), letter_id="dead-0006", subscriber=None),
+    )
+    write_offset(data_dir, "orders", "mail", 0)
+
+
+def _at(line: bytes, failed_at: str) -> bytes:
+    body = line[:-19].replace(b"2026-01-02T03:04:06Z", failed_at.encode())
+    return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--subscriber", "mail"], "34"),
+        (["--error", "timeout"], "1"),
+        (["--where", "n=2"], "2"),
+        (["--where", "payload_type=com.example.T", "--subscriber", "billing"], "1"),
+        (["--where", "id=m6"], "6"),
+        (["--since", "2026-02-01T00:00:00Z"], "4"),
+        (["--until", "2026-02-01T00:00:00Z", "--subscriber", "mail"], "3"),
+        (["--since", "-1d"], ""),
+        (["--error", "nothing of the kind"], ""),
+    ],
+)
+def test_conditions(mixed: None, options: list[str], expected: str) -> None:
+    """Who failed, how, when, and fields of the message choose what is listed and counted."""
+    found = well("dead-letter", "list", "orders", *options, "--json").json
+    assert [each["id"][-1] for each in found["letters"]] == list(expected)
+    assert found["total"] == len(expected)
+
+
+def test_requeue_those_that_fit(data_dir: Path, mixed: None) -> None:
+    """Conditions choose what is sent again; the others stay."""
+    result = well("dead-letter", "requeue", "orders", "--subscriber", "mail")
+    assert result.out == "requeued 2 messages of orders to mail\n"
+    assert [each["id"] for each in records(data_dir, "orders")[1:]] == ["m3", "m4"]
+    assert letter_ids("orders") == [f"dead-000{n}" for n in (1, 2, 5, 6)]
+    none = keyop("dead-letter", "requeue", "orders", "--subscriber", "mail")
+    assert none == (0, "", "keyop: no dead letters of orders fit\n")
+
+
+def test_purge_those_that_fit(data_dir: Path, mixed: None) -> None:
+    """Conditions choose what is put away, after asking."""
+    result = keyop("dead-letter", "purge", "orders", "--error", "slow", stdin="y\n")
+    assert "put away 1 dead letter of orders?" in result.err
+    assert "dead-0001" not in letter_ids("orders")
+    none = keyop("dead-letter", "purge", "orders", "--error", "slow", "--yes")
+    assert none == (0, "", "keyop: no dead letters of orders fit\n")
+
+
+@pytest.mark.parametrize("command", ["requeue", "purge"])
+@pytest.mark.parametrize(
+    "args", [["dead-0001", "--subscriber", "mail"], ["--all", "dead-0001", "--error", "x"]]
+)
+def test_ids_and_conditions_do_not_mix(mixed: None, command: str, args: list[str]) -> None:
+    """An id is meant whatever it is, so conditions beside it are a mistake."""
+    assert refused(2, "dead-letter", command, "orders", *args).startswith("give the IDs")
+
+
+@pytest.mark.parametrize(("answer", "sent"), [(b"n\n", 0), (b"y\n", 6)])
+def test_requeue_asks_a_person(data_dir: Path, answer: bytes, sent: int) -> None:
+    """On a terminal it says how many there are and asks; no changes nothing."""
+    several(data_dir, 6)
+    here, there = pty.openpty()
+    try:
+        with Process("dead-letter", "requeue", "orders", "--all", stdin=there) as process:
+            os.write(here, answer)
+            err = process.popen.communicate(timeout=30)[1]
+    finally:
+        os.close(here)
+        os.close(there)
+    assert b"send 6 messages of orders again to the subscribers that gave up on them?" in err
+    assert process.popen.returncode == (0 if sent else 1)
+    assert len(records(data_dir, "orders")) == 1 + sent
+
+
+def test_a_dead_letter_with_text_that_no_encoding_holds(data_dir: Path) -> None:
+    """With half a character in its error, the message is still shown whole, as JSON."""
+    line = dead_letter(record(raw='{"n":1.50}'), error="\ud800")
+    put(data_dir, line)
+    out = well("dead-letter", "show", "orders", "dead-0001", "--json").out
+    assert '"payload":{"n":1.50}' in out
+    assert json.loads(out)["error"] == "\ud800"
+
+
+def test_many_are_chosen_in_one_look(data_dir: Path) -> None:
+    """Whole ids need no search each: abbreviations do, and unknown ones are refused."""
+    ids = several(data_dir, 20)
+    letters = WholeIds(DataDirectory(str(data_dir)), "orders", 10 << 20)
+    assert letters.resolve(ids) == ids
+    assert letters.resolve(["dead-0001", "dead-0002"[:9]]) == ["dead-0001", "dead-0002"]
+    with pytest.raises(StorageError, match="is not there"):
+        letters.resolve([*ids, "other"])
+    with pytest.raises(StorageError, match="ambiguous"):
+        letters.resolve(["dead-001"])

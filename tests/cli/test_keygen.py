@@ -237,7 +237,7 @@ class TestInstance:
     def test_the_commands_of_the_example_configurations(self, here: Path) -> None:
         """What conf/hub.yaml says makes the files that it names."""
         text = (ROOT / "conf" / "hub.yaml").read_text().replace("#", "").replace("\\\n", "")
-        lines = [line.split() for line in text.splitlines()]
+        lines = [line.removeprefix("   $ ").split() for line in text.splitlines()]
         commands = [words for words in lines if words[:2] == ["keyop", "keygen"]]
         assert len(commands) == 2
         for words in commands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -29,7 +30,10 @@ GROUPS = {
     "config": ["check"],
     "keygen": ["ca", "instance", "revoke", "inspect"],
 }
-SINGLE = ["publish", "subscribe", "stats", "check", "demo", "version"]
+SINGLE = [
+    *("publish", "subscribe", "tail", "replay", "stats", "export", "import", "check", "demo"),
+    *("completion", "version"),
+]
 EVERY = [
     *([name] for name in (*SINGLE, *GROUPS)),
     *([group, name] for group, names in GROUPS.items() for name in names),
@@ -48,6 +52,17 @@ def test_every_command_explains_itself_with_an_example(path: list[str], flag: st
     for line in options.splitlines():
         assert len(line) <= 100
         assert not line.startswith("  -") or len(line.split("  ")) >= 2
+
+
+@pytest.mark.parametrize("path", [each for each in EVERY if each[-1] not in GROUPS], ids=" ".join)
+def test_every_command_explains_its_exit_status(path: list[str]) -> None:
+    """Whoever writes a script finds out what a command ends with."""
+    assert re.search("exit.(status|0|1)", well(*path, "--help").out, re.IGNORECASE | re.DOTALL)
+
+
+def test_every_command_is_in_these_lists() -> None:
+    """A new command is tested like the others."""
+    assert {path[0] for path in EVERY} == set(COMMANDS)
 
 
 def test_every_command_has_a_module_of_its_own() -> None:
@@ -136,6 +151,18 @@ def test_a_fault_of_its_own_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("keyop.cli.stats.look_at", fail)
     assert refused(1, "stats") == ("internal error: RuntimeError: boo\\nhoo (--debug shows where)")
     assert "Traceback" in keyop("stats", "--debug").err
+
+
+def test_a_traceback_is_safe_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an error quotes, of a file for instance, is escaped in tracebacks too."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("\x1b[31m \udc80")
+
+    monkeypatch.setattr("keyop.cli.stats.look_at", fail)
+    err = keyop("stats", "--debug").err
+    assert "\x1b" not in err
+    assert "RuntimeError: \\x1b[31m \\udc80" in err.splitlines()[-1]
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime, timezone
 
 import orjson
 import pytest
@@ -72,6 +73,43 @@ def test_fragments_are_passed_on() -> None:
 def test_sizes(size: int | None, text: str) -> None:
     """Sizes have the unit in which they are short; the largest unit takes what is beyond it."""
     assert output.human_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.9, "59s"), (200, "3m20s"), (18_420, "5h07m"), (183_600, "2d03h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    """Durations have their two largest units."""
+    assert output.human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (float("inf"), "1e999"),
+        ({"null": [1.5, -float("inf"), None, "Infinity"]}, '{"null":[1.5,-1e999,null,"Infinity"]}'),
+        ([2**70, float("inf"), '"-Infinity'], '[1180591620717411303424,1e999,"\\"-Infinity"]'),
+        ({"n": float("nan")}, '{"n":null}'),
+    ],
+)
+def test_numbers_that_json_does_not_have(value: object, text: str) -> None:
+    """A number beyond the double range is written as one again: never Infinity, never null."""
+    assert output.json_line(value).decode() == text + "\n"
+    assert json.loads(output.indented_json(value)) == json.loads(text)
+
+
+def test_blanks_between_tokens_cannot_play_with_the_terminal() -> None:
+    """A carriage return that somebody wrote outside of strings is a blank."""
+    assert output.json_text(b'{"a":\r\t1}') == '{"a":  1}'
+    assert output.json_line_with({"a": 1}, "b", b'"\xc2\x9b"') == b'{"a":1,"b":"\\u009b"}\n'
+
+
+def test_slow_json_has_the_same_times() -> None:
+    """A message with a number beyond 64 bits has its time in the same form."""
+    moment = datetime(2026, 1, 2, tzinfo=timezone.utc)
+    assert output.json_line([moment, 2**70]).startswith(b'["2026-01-02T00:00:00Z",')
+    assert output.json_line([moment]) == b'["2026-01-02T00:00:00Z"]\n'
 
 
 def test_tables_align(capsys: pytest.CaptureFixture[str]) -> None:

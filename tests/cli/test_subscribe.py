@@ -88,6 +88,20 @@ def test_numbers_of_other_publishers_are_exact(data_dir: Path) -> None:
     assert json.loads(subscribe("--count", 1).out) == {"n": 2**70}
 
 
+def test_a_number_beyond_the_double_range_stays_json(data_dir: Path) -> None:
+    """1e999, which v0.11.0 can publish, is printed as a number that any parser takes."""
+    write_segment(data_dir, "orders", 0, record(raw='{"n":1e999,"m":[-1e999,null]}'))
+    assert subscribe("--count", 1).out == '{"n":1e999,"m":[-1e999,null]}\n'
+
+
+def test_a_record_that_is_not_json_is_damaged(data_dir: Path) -> None:
+    """Infinity and NaN are not JSON: such a record is a dead letter and is not printed."""
+    bad = record(raw='{"n":Infinity}', id="bad") + record(raw="NaN", id="worse")
+    write_segment(data_dir, "orders", 0, bad + record(1))
+    assert subscribe("--count", 1).out == "1\n"
+    assert len(dead_letters(data_dir, "orders")) == 2
+
+
 def test_a_time_as_the_beginning(data_dir: Path) -> None:
     """--from TIME begins with the first message stamped then or later."""
     lines = [record(hour, ts=f"2026-01-02T0{hour}:00:00Z") for hour in range(1, 5)]

@@ -25,8 +25,6 @@ class _Connection:
 
     def __init__(self, near: socket, far: socket) -> None:
         self.ends = (near, far)
-        # Cut when so many more bytes have passed in a direction.
-        self.left: dict[str, int | None] = {UP: None, DOWN: None}
         self.abandoned = False
 
     def cut(self) -> None:
@@ -50,17 +48,20 @@ class Proxy:
         address: where it listens.
         connections: how many were passed on to the target so far.
         passed: bytes in each direction so far.
+        cuts: how many connections ``cut_after`` has cut so far.
     """
 
     def __init__(self, target: str = "") -> None:
         self.target = target
         self.connections = 0
         self.passed = {UP: 0, DOWN: 0}
+        self.cuts = 0
         self._open: set[_Connection] = set()
         self._moving = {UP: Event(), DOWN: Event()}
         self._rates: dict[str, float | None] = {UP: None, DOWN: None}
         self._flips = {UP: 0, DOWN: 0}
-        self._cuts: dict[str, int | None] = {UP: None, DOWN: None}
+        # Cut when so many more bytes have passed in a direction.
+        self._left: dict[str, int | None] = {UP: None, DOWN: None}
         self.go_on()
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
@@ -77,12 +78,8 @@ class Proxy:
         return count
 
     def cut_after(self, direction: str, size: int) -> None:
-        """Cut the connections there are, or the next one, once so many bytes more have passed."""
-        if self._open:
-            for each in self._open:
-                each.left[direction] = size
-        else:
-            self._cuts[direction] = size
+        """Cut whichever connection passes the last of so many bytes more, once."""
+        self._left[direction] = size
 
     def abandon(self) -> None:
         """Nothing passes on the connections there are any more, and nobody is told; new ones work.
@@ -119,8 +116,8 @@ class Proxy:
 
     @property
     def open(self) -> int:
-        """How many connections there are."""
-        return len(self._open)
+        """How many connections there are that something passes on."""
+        return sum(not each.abandoned for each in self._open)
 
     # -- passing on
 
@@ -136,7 +133,6 @@ class Proxy:
             end.setsockopt(flags.IPPROTO_TCP, flags.TCP_NODELAY, 1)
         self.connections += 1
         connection = _Connection(near, far)
-        connection.left, self._cuts = self._cuts, {UP: None, DOWN: None}
         self._open.add(connection)
         passing = [
             gevent.spawn(self._pass, connection, near, far, UP),
@@ -162,20 +158,25 @@ class Proxy:
                 self._moving[direction].wait()
                 if connection.abandoned:
                     Event().wait()
-                left = connection.left[direction]
-                if left is not None:
-                    sink.sendall(data[:left])
-                    self.passed[direction] += len(data[:left])
-                    connection.left[direction] = left - len(data)
-                    if left <= len(data):
-                        connection.cut()
-                        return
-                    continue
-                sink.sendall(data)
-                self.passed[direction] += len(data)
+                last = self._count(direction, len(data))
+                sink.sendall(data[:last])
+                self.passed[direction] += len(data[:last])
+                if last is not None:
+                    connection.cut()
+                    return
             sink.shutdown(flags.SHUT_WR)
         except OSError:
             connection.cut()
+
+    def _count(self, direction: str, size: int) -> int | None:
+        """Return how many of these bytes still pass before a cut; None if there is none in them."""
+        left = self._left[direction]
+        if left is None or left > size:
+            self._left[direction] = None if left is None else left - size
+            return None
+        self._left[direction] = None
+        self.cuts += 1
+        return left
 
     def _piece(self, direction: str) -> int:
         rate = self._rates[direction]

@@ -22,6 +22,10 @@ from . import (
     r03_power_loss,
     r04_failing_calls,
     r05_full_disk,
+    r06_network,
+    r07_fuzz,
+    r08_strangers,
+    r09_memory,
     r10_bit_flips,
     r11_processes,
     r13_soak,
@@ -35,6 +39,10 @@ ROWS = {
     "R3": r03_power_loss,
     "R4": r04_failing_calls,
     "R5": r05_full_disk,
+    "R6": r06_network,
+    "R7": r07_fuzz,
+    "R8": r08_strangers,
+    "R9": r09_memory,
     "R10": r10_bit_flips,
     "R11": r11_processes,
     "R13": r13_soak,
@@ -84,7 +92,8 @@ def main(
     """Try to break what keyop guarantees, and count what broke.
 
     Processes are killed, the power fails (in a model of a disk), calls fail, disks are full, bits
-    flip. Exits with 1 if any row fails. It writes up to 2 GiB below --dir and removes it again.
+    flip, networks are cut, peers are hostile. Exits with 1 if any row fails. It writes up to 2 GiB
+    below --dir and removes it again.
 
     Example: bin/check-reliability --only R1,R3 --quick
     """
