@@ -174,7 +174,8 @@ class AuditLog:
             self._wanted.set()
             self._enough.set()
             self._greenlets[0].join(max(0.0, timeout_s))
-            gevent.killall(self._greenlets, timeout=1.0)
+            gevent.killall(self._greenlets, block=False)
+            gevent.joinall(self._greenlets, timeout=1.0)  # killall itself would raise
             self._greenlets.clear()
             keep_in_children(self)
         left = len(self._queue) + self._in_flight

@@ -112,9 +112,11 @@ class DeadLetters:
         for each in found:
             if len(each) < MIN_PREFIX_CHARACTERS:
                 raise StorageError(f"{each!r} is too short; give 4 characters of the id, or more")
+        lengths = {len(each) for each in found}
         for record in self.waiting():
-            for each, candidates in found.items():
-                if record.id.startswith(each):
+            for length in lengths:
+                candidates = found.get(record.id[:length])
+                if candidates is not None and length <= len(record.id):
                     candidates.append(record.id)
         return [self._only(each, candidates) for each, candidates in found.items()]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -44,6 +44,8 @@ class Window:
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._cursor = Cursor(fs, directory, max_line_bytes)
         self._filled = False
+        # Lines that were read and are still to be looked at.
+        self._chunk: Iterator[bytes] = iter(())
         self._following: Any = Semaphore(1)
         self._looked_around = 0.0
         self.pending: dict[str, Event] = {}
@@ -152,13 +154,18 @@ class Window:
         look_around = time.monotonic() - self._looked_around > _LOOK_AROUND_S
         if look_around:
             self._looked_around = time.monotonic()
-        while (found := self._cursor.read(look_around)) is not None:
+        while True:
+            # What is left of the last chunk first: whoever read it may have been stopped since.
+            for line in self._chunk:
+                message_id = record_id(line)
+                if message_id is not None:
+                    self._add(message_id)
+                pace.step()
+            found = self._cursor.read(look_around)
+            if found is None:
+                return
             if isinstance(found, Lines):
-                for line in found.lines:
-                    message_id = record_id(line)
-                    if message_id is not None:
-                        self._add(message_id)
-                    pace.step()
+                self._chunk = iter(found.lines)
             pace.step()
 
     def close(self) -> None:

@@ -485,6 +485,8 @@ class Messenger:
         if self._federation is not None:
             self._federation.apply(config)
         self.config = config
+        if self._reloader is not None:
+            self._reloader.follow(config)
 
     def reopen(self, channel: str) -> None:
         """Take records again in a channel whose log has failed, in a new segment.

@@ -145,7 +145,9 @@ class ParallelDelivery:
 
     def kill(self) -> None:
         """End the workers where they are; their records stay uncommitted."""
-        gevent.killall(list(self.workers), block=True, timeout=_KILL_WAIT_S)
+        workers = list(self.workers)
+        gevent.killall(workers, block=False)
+        gevent.joinall(workers, timeout=_KILL_WAIT_S)  # killall itself would raise
         self._clear()
 
     def _clear(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -181,6 +182,9 @@ def _serve(
         started = True
         if register is not None:
             register(messenger)
+        # What is there now stays: looking through it would hold everybody up for milliseconds.
+        gc.collect()
+        gc.freeze()
         with own_pid_file(pid_file):
             notify("READY=1")
             if messenger.hub_addr:

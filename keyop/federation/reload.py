@@ -51,6 +51,8 @@ class Reloader:
         self._failed = failed
         self._changed = Event()
         self._wanted = False
+        # What this applies is told of as any other; it is followed already.
+        self._applying = False
         self._seen: dict[str, _Look] = {}
         # By device and number: two names of one directory have one watch, and another directory
         # in the place of one needs a new one.
@@ -75,6 +77,12 @@ class Reloader:
         """Read the files now, changed or not; what becomes of it is logged."""
         self._wanted = True
         self._changed.set()
+
+    def follow(self, config: Config) -> None:
+        """Watch the files of another configuration, which is in use, instead."""
+        if not self._applying:
+            self._config = config
+            self._seen = self._look()
 
     # -- what there is to see
 
@@ -140,12 +148,15 @@ class Reloader:
                 # Of files that it names newly, what they look like before they are read.
                 self._seen = {**self._look(), **self._seen}
                 self._seen = {path: self._seen[path] for path in self._paths()}
+            self._applying = True
             self._apply(self._config)
         except ConfigError as error:
             logger.error("the configuration was not reloaded, and the old one stays: %s", error)
             self._failed(str(error))
         else:
             logger.info("the configuration was reloaded")
+        finally:
+            self._applying = False
 
 
 def _look_at(path: str) -> _Look:

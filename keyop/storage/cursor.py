@@ -108,6 +108,9 @@ class Cursor:
                     return None
                 if self._pread(self._fd, 1, self.position - self._start):
                     continue  # appended and sealed while the directory was listed
+                if after == self.position:  # rolled since the segment was looked for
+                    self._enter(after)
+                    continue
                 gap = Skipped(self.position, after, "gap")
                 self._enter(after)
                 self.position = after

@@ -188,7 +188,8 @@ class Store:
         self.closing.waits.set()
         self.closing.writes.set()
         self._settle(deadline)
-        gevent.killall(self._greenlets, block=True, timeout=1.0)
+        gevent.killall(self._greenlets, block=False)
+        gevent.joinall(self._greenlets, timeout=1.0)  # killall itself would raise
         self._greenlets.clear()
         self._sweeper_lock.release()
         for log in self._logs.values():

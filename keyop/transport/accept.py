@@ -27,12 +27,14 @@ from keyop.transport.dial import (
 )
 from keyop.transport.identity import CertificateError, common_name
 from keyop.transport.reader import EndOfStreamError, StreamReader
-from keyop.transport.tls import Stream, TLSSocket
+from keyop.transport.tls import Stream, TLSError, TLSSocket
 from keyop.transport.websocket import Connection
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+# How long somebody who was refused is heard out.
+_HEAR_OUT_S = 1.0
 _MAX_LINE_BYTES = 8 << 10
 # The loop looks at sockets before a timer of any length is up; before a callback it does not.
 _BETWEEN_S = 1e-6
@@ -181,6 +183,8 @@ class Listener(WSGIServer):
         except (OSError, CertificateError) as error:
             if stranger.has_spoken:
                 self._refused(where, str(error))
+            if isinstance(error, TLSError):
+                stranger.hear_out()
         finally:
             if not stranger.handed_over:
                 stranger.end()
@@ -271,6 +275,21 @@ class _Stranger:
         self.certificate = secured.peer_certificate()
         self.peer = common_name(self.certificate)
         self.reader = StreamReader(secured, MAX_STRANGER_BYTES)
+
+    def hear_out(self) -> None:
+        """Read what it still sends: closed over that, the connection would be reset.
+
+        In TLS 1.3 it has sent its request before it learns that it was refused, and a reset
+        overtakes the reason.
+        """
+        left = MAX_STRANGER_BYTES
+        try:
+            with gevent.Timeout(_HEAR_OUT_S, TimeoutError()):
+                self._plain.shutdown(flags.SHUT_WR)
+                while left > 0 and (data := self._plain.recv(left)):
+                    left -= len(data)
+        except OSError:  # it has gone, or goes on and on
+            pass
 
     def leave(self) -> None:
         """It is no stranger any more."""

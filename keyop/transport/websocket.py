@@ -85,7 +85,7 @@ class FrameHeader(Header):  # type: ignore[misc] # gevent-websocket has no annot
         elif header.length == 127:
             (header.length,) = struct.unpack("!Q", reader.read(8))
         if header.length > room:
-            raise _Violation(TOO_BIG, f"a message of more than {room} bytes")
+            raise _Violation(TOO_BIG, f"a frame of {header.length} bytes is too large")
         if masked:
             header.mask = reader.read(4)
         return header

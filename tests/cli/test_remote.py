@@ -306,16 +306,15 @@ class TestRefusals:
         assert wanted in ended.err
 
     def test_a_client_of_another_authority(self, shared: Remote, strangers: dict[str, str]) -> None:
-        """Its hub's reason, unless that is lost behind the reset of the connection."""
+        """It is told why, at the first try."""
         options = self.foreign(shared, strangers, "--cert", "--key")
-        wanted = "the other side refused this one's certificate|reset by peer|Broken pipe"
-        assert re.search(wanted, refused(1, "publish", "news", "1", *options))
+        wanted = "the other side refused this one's certificate"
+        assert wanted in refused(1, "publish", "news", "1", *options)
         with Process("subscribe", "news", "--id", "me", *options) as process:
             ended = process.end()
         assert (ended.status, ended.out) == (1, "")
-        *tried, last = ended.err.splitlines()
-        assert "the other side refused this one's certificate" in last
-        assert all(re.search("keyop: warning: .* cannot be reached", each) for each in tried)
+        (line,) = ended.err.splitlines()
+        assert wanted in line
 
     def test_who_is_not_in_the_allowlist(self, shared: Remote) -> None:
         """The authority is the right one, and the name is not."""
