@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -45,6 +45,7 @@ from keyop.subscriptions import Subscriptions, check_options, check_policy, line
 if TYPE_CHECKING:
     from keyop.federation.federation import Federation
     from keyop.federation.reload import Reloader
+    from keyop.web.listener import WebListener
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Messenger:
         self._store: Store | None = None
         self._federation: Federation | None = None
         self._reloader: Reloader | None = None
+        self._web: WebListener | None = None
         self._closer: gevent.Greenlet[..., None] | None = None
 
     # -- life
@@ -150,6 +152,8 @@ class Messenger:
         self._subscriptions = Subscriptions(store, self._registry, writer, self._clock, latencies)
         if config.hub.enabled or config.client.enabled:
             self._federate(store, dedup, writer)
+        if config.web.listen_addr:
+            self._serve_page(store)
         self._pid = os.getpid()
         self._thread = _get_ident()
         self._state = "running"
@@ -170,6 +174,22 @@ class Messenger:
         self._federation = federation
         self._reloader = Reloader(store.watcher, self.config, self.reload, federation.reload_failed)
         self._reloader.start()
+
+    def _serve_page(self, store: Store) -> None:
+        # As above: it takes a while to load.
+        from keyop.web.listener import WebListener
+
+        web = WebListener(self, self._fs)
+        try:
+            web.start()
+        except BaseException:
+            if self._reloader is not None:
+                self._reloader.stop()
+            if self._federation is not None:
+                self._federation.stop(_monotonic() + _GOODBYE_S)
+            store.close(_monotonic() + _MAX_FLUSH_S)
+            raise
+        self._web = web
 
     def _check_usable(self) -> Store:
         """Return the store if this call may use it.
@@ -202,6 +222,30 @@ class Messenger:
     def subscriptions(self) -> list[Subscription]:
         """Return the subscriptions of this messenger that have not ended, standbys included."""
         return [] if self._store is None else self._subscriptions.all()
+
+    @property
+    def web_addr(self) -> str:
+        """Where this process serves the page, ``host:port``; empty if it does not."""
+        return self._web.address if self._web is not None else ""
+
+    @property
+    def closing(self) -> bool:
+        """Whether the messenger is closed, or about to be."""
+        return self._state in ("closing", "closed", "forked")
+
+    def wait_closing(self, timeout: float | None = None) -> bool:
+        """Wait until closing begins, for so many seconds at most; return whether it has.
+
+        For greenlets that run beside a messenger, and end with it.
+        """
+        if self.closing or self._store is None:
+            return self.closing
+        return bool(self._store.closing.waits.wait(timeout)) or self.closing
+
+    @property
+    def certificate_expires(self) -> datetime | None:
+        """When the own certificate ends, aware, in UTC; None without one in use."""
+        return self._federation.certificate_expires if self._federation is not None else None
 
     def __enter__(self) -> Messenger:
         self.start()
@@ -246,6 +290,8 @@ class Messenger:
         flush_s = min(_MAX_FLUSH_S, _FLUSH_SHARE * max(0.0, deadline - _monotonic()))
         try:
             store.closing.waits.set()
+            if self._web is not None:
+                self._web.stop(min(_GOODBYE_S, max(0.0, deadline - _monotonic()) / 4))
             if self._reloader is not None:
                 self._reloader.stop()
             if self._federation is not None:

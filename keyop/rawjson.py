@@ -1,4 +1,4 @@
-"""Where in a JSON text a value stands, so that its bytes can be passed on as they are.
+"""JSON whose bytes, or whose numbers, must stay as they are.
 
 A parser would make other numbers of some: orjson of integers beyond 64 bits, any of floats with
 more digits than a double holds.
@@ -9,11 +9,30 @@ from __future__ import annotations
 import json
 import re
 
+import orjson
+
 # Searched for one by one: a pattern for whole strings would remember each escape in them.
 _QUOTE_OR_ESCAPE = re.compile(rb'["\\]')
 _QUOTE_OR_BRACKET = re.compile(rb'["\[\]{}]')
 _SCALAR = re.compile(rb"[^\s,\]}]+")
 _BLANKS = re.compile(rb"[ \t\r\n]*")
+# orjson makes a float, and so other digits, of an integer with more than 64 bits.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+
+
+def as_value(data: bytes) -> object:
+    """Return the value of a JSON text, its integers exact.
+
+    Raises:
+        orjson.JSONDecodeError: it is not JSON.
+    """
+    value: object = orjson.loads(data)
+    if _LONG_NUMBER.search(data):
+        try:
+            value = json.loads(data)
+        except RecursionError:  # deeper than a record may be, which publishing will say
+            pass
+    return value
 
 
 def members(text: bytes) -> dict[str, bytes]:

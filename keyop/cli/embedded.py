@@ -10,7 +10,15 @@ from shlex import quote
 
 from keyop.cli.common import DATA_DIR_VARIABLE
 from keyop.cli.output import print_line
-from keyop.config import AllowedPeer, Config, HubConfig, StorageConfig, TLSConfig, split_address
+from keyop.config import (
+    AllowedPeer,
+    Config,
+    HubConfig,
+    StorageConfig,
+    TLSConfig,
+    WebConfig,
+    split_address,
+)
 
 DEFAULT_DATA_DIR = "./keyop-hub-data"
 DEFAULT_ADDRESS = "127.0.0.1:7740"
@@ -45,7 +53,14 @@ def embedded_config(data_dir: str | None, listen: str) -> Config:
             enabled=True, listen_addr=listen, allowed_peers=(AllowedPeer(name=GUEST_NAME),)
         ),
         tls=TLSConfig(cert=own.cert, key=own.key, ca=made.ca.cert),
+        web=WebConfig(listen_addr=_page_address(listen)),
     )
+
+
+def _page_address(listen: str) -> str:
+    """Return where the page is: on this machine alone, at the port behind the hub's."""
+    _, port = split_address(listen)
+    return f"127.0.0.1:{port + 1 if 0 < port < 65535 else 0}"
 
 
 def _make_out_to(host: str, cert: str, key: str, ca: str, ca_key: str) -> None:

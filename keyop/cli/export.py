@@ -12,9 +12,10 @@ from keyop.cli.lines import LineWriter
 from keyop.cli.moments import place
 from keyop.cli.output import complain, json_text, plural
 from keyop.cli.progress import Progress
-from keyop.cli.records import Reader
-from keyop.cli.where import Condition, all_hold, where_option
+from keyop.cli.where import where_option
 from keyop.config import Config
+from keyop.look.conditions import Condition, all_hold
+from keyop.look.records import Reader
 from keyop.storage.position import Position
 
 _BUFFER_BYTES = 1 << 20

@@ -191,6 +191,8 @@ def _serve(
                 print_line(f"{messenger.instance_name} listens on {messenger.hub_addr}")
             else:
                 print_line("another process has the hub of this data directory; standing by")
+            if messenger.web_addr:
+                print_line(f"The operator's page is at http://{messenger.web_addr}/")
             if embedded:
                 show_commands(messenger.config, messenger.hub_addr)
             stop.wait()

@@ -15,11 +15,11 @@ from keyop.cli.imported import BadLineError, check_line
 from keyop.cli.lines import read_lines, stdin_size
 from keyop.cli.output import complain, plural, print_line
 from keyop.cli.progress import Progress
-from keyop.cli.records import Reader
 from keyop.config import Config
 from keyop.errors import StorageError
 from keyop.fs import SYSTEM_FS
 from keyop.inspection import DataDirectory
+from keyop.look.records import Reader
 from keyop.names import check_publish_channel
 
 _SHOWN_PROBLEMS = 10

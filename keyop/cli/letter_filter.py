@@ -11,11 +11,12 @@ import click
 
 from keyop.cli.moments import time
 from keyop.cli.progress import Progress
-from keyop.cli.where import Condition, all_hold, where_option
+from keyop.cli.where import where_option
 from keyop.deadletter_view import DeadLetter, Record, read_letter
 from keyop.deadletters import MIN_PREFIX_CHARACTERS, DeadLetters
 from keyop.decode import decode
 from keyop.errors import CorruptRecordError
+from keyop.look.conditions import Condition, all_hold
 from keyop.timestamps import parse
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from keyop.cli.lines import as_value
 from keyop.cli.output import (
     human_bytes,
     indented_json,
@@ -19,6 +18,7 @@ from keyop.cli.output import (
     shorten,
 )
 from keyop.deadletter_view import DeadLetter, Details
+from keyop.rawjson import as_value
 
 _ID_CHARACTERS = 8
 _ERROR_CHARACTERS = 60

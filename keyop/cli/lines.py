@@ -6,16 +6,13 @@ would find theirs changed too.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import select
 import stat
 import sys
 from collections.abc import Callable, Iterator
 
 import click
-import orjson
 from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 from gevent.socket import wait_read, wait_write
@@ -23,8 +20,6 @@ from gevent.socket import wait_read, wait_write
 _READ_BYTES = 256 << 10
 # A pipe that poll calls writable takes so many bytes without blocking: POSIX, "PIPE_BUF".
 _ATOMIC_BYTES = select.PIPE_BUF
-# orjson makes a float, and so other digits, of an integer with more than 64 bits.
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 _poll = get_original("select", "poll")
 
@@ -38,21 +33,6 @@ class LineError(click.ClickException):
 
 class LineTooLongError(Exception):
     """A line has more bytes than a record may have; nothing of it was returned."""
-
-
-def as_value(data: bytes) -> object:
-    """Return the value of a JSON text, its integers exact.
-
-    Raises:
-        orjson.JSONDecodeError: it is not JSON.
-    """
-    value: object = orjson.loads(data)
-    if _LONG_NUMBER.search(data):
-        try:
-            value = json.loads(data)
-        except RecursionError:  # deeper than a record may be, which publishing will say
-            pass
-    return value
 
 
 def read_chunks(max_line_bytes: int) -> Iterator[list[bytes]]:

@@ -1,79 +1,36 @@
-"""What a user types for a position in a channel."""
+"""What a user types for a position in a channel, as option types: see :mod:`keyop.look.moments`."""
 
 from __future__ import annotations
 
-import re
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
 
 import click
 
+from keyop.look import moments
 from keyop.storage.position import Position
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_PART = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
-_AGO = re.compile(rf"-(?:{_PART.pattern})+", re.ASCII)
-_OFFSET = re.compile(r"\d{1,20}", re.ASCII)
+T = TypeVar("T")
 
 
 def moment(text: str) -> Position:
-    """Return the position meant by ``earliest``, ``latest`` or a time.
-
-    A time without a zone is local; one such as ``-1h30m`` is so long ago.
-
-    Raises:
-        click.BadParameter: it is none of them.
-    """
-    if text in ("earliest", "latest"):
-        return text
-    found = _time(text)
-    if found is None:
-        raise click.BadParameter(f"{text!r} is not 'earliest', 'latest' or {_A_TIME}")
-    return found
+    """Return the position meant by ``earliest``, ``latest`` or a time."""
+    return _checked(moments.moment, text)
 
 
 def place(text: str) -> Position:
-    """Return the position meant by what :func:`moment` takes, or by an offset.
-
-    Raises:
-        click.BadParameter: it is none of them.
-    """
-    if _OFFSET.fullmatch(text):
-        return int(text)
-    try:
-        return moment(text)
-    except click.BadParameter:
-        raise click.BadParameter(
-            f"{text!r} is not 'earliest', 'latest', an offset in bytes or {_A_TIME}"
-        ) from None
+    """Return the position meant by what :func:`moment` takes, or by an offset."""
+    return _checked(moments.place, text)
 
 
 def time(text: str) -> datetime:
-    """Return the moment that a text means; one without a zone is local.
-
-    Raises:
-        click.BadParameter: it is no time.
-    """
-    found = _time(text)
-    if found is None:
-        raise click.BadParameter(f"{text!r} is not {_A_TIME}")
-    return found
+    """Return the moment that a text means; one without a zone is local."""
+    return _checked(moments.time, text)
 
 
-_A_TIME = "a time such as 2026-01-31T15:00 (local), 2026-01-31T14:00:00Z or -10m (ten minutes ago)"
-
-
-def _time(text: str) -> datetime | None:
-    if _AGO.fullmatch(text):
-        ago = sum(
-            (timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(text)), timedelta()
-        )
-        try:
-            return datetime.now(timezone.utc) - ago
-        except OverflowError:  # before the year 1
-            return datetime.min.replace(tzinfo=timezone.utc)
-    # Python 3.10 does not know Z.
-    iso = text[:-1] + "+00:00" if text[-1:] in ("Z", "z") else text
+def _checked(parse: Callable[[str], T], text: str) -> T:
     try:
-        return datetime.fromisoformat(iso).astimezone()
-    except (ValueError, OverflowError):
-        return None
+        return parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None

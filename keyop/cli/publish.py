@@ -10,13 +10,14 @@ import click
 import orjson
 
 from keyop.cli import complete
-from keyop.cli.lines import LineError, LineTooLongError, as_value, read_chunks
+from keyop.cli.lines import LineError, LineTooLongError, read_chunks
 from keyop.cli.output import complain, plural
 from keyop.cli.remote import Remote, RemotePublisher, target_options
 from keyop.config import Config
 from keyop.errors import PayloadError, RecordTooLargeError
 from keyop.messenger import Messenger
 from keyop.names import check_publish_channel
+from keyop.rawjson import as_value
 
 JSON_TYPE = "keyop.json"
 TEXT_TYPE = "keyop.text"

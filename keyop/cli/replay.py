@@ -13,14 +13,15 @@ from keyop.cli.moments import place
 from keyop.cli.output import complain, confirm, human_bytes, plural, print_line
 from keyop.cli.positions import in_use, move_position
 from keyop.cli.progress import Progress
-from keyop.cli.records import Found, Reader, raw_payload
-from keyop.cli.where import Condition, all_hold, where_option
+from keyop.cli.where import where_option
 from keyop.clock import SYSTEM_CLOCK
 from keyop.config import Config
 from keyop.envelope import encode_again
 from keyop.errors import PayloadError, StorageError
 from keyop.ids import new_ids as make_ids
 from keyop.inspection import DataDirectory
+from keyop.look.conditions import Condition, all_hold
+from keyop.look.records import Found, Reader, raw_payload
 from keyop.names import check_channel, check_publish_channel
 from keyop.removal import check_position_id
 from keyop.storage.position import Position

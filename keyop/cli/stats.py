@@ -21,8 +21,8 @@ from keyop.cli.output import (
     printable,
     table_lines,
 )
-from keyop.cli.sample import Row, Sample, Sampler
 from keyop.config import Config
+from keyop.look.sample import Row, Sample, Sampler
 
 _DEFAULT_INTERVAL_S = 2.0
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"

@@ -16,10 +16,11 @@ from keyop.cli.lines import LineWriter
 from keyop.cli.moments import place
 from keyop.cli.output import human_bytes, json_line, json_line_with, json_text, printable
 from keyop.cli.progress import Progress
-from keyop.cli.records import Found, Reader, raw_payload
-from keyop.cli.where import Condition, all_hold, where_option
+from keyop.cli.where import where_option
 from keyop.config import Config
 from keyop.inspection import DataDirectory, is_directory
+from keyop.look.conditions import Condition, all_hold
+from keyop.look.records import Found, Reader, raw_payload
 from keyop.storage.position import Position
 from keyop.storage.readers import Readers
 from keyop.storage.watch import POLL_S, Watcher

@@ -16,9 +16,10 @@ from gevent.socket import wait_read
 
 from keyop import PayloadError
 from keyop.cli import lines as lines_module
-from keyop.cli.lines import LineError, LineTooLongError, LineWriter, as_value, read_chunks
+from keyop.cli.lines import LineError, LineTooLongError, LineWriter, read_chunks
 from keyop.cli.program import _give_up_stdout
 from keyop.cli.publish import Sender
+from keyop.rawjson import as_value
 
 
 @pytest.fixture

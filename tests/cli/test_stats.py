@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from keyop.cli.sample import free_bytes, total
+from keyop.look.sample import free_bytes, total
 from tests.integration.helpers import (
     log_bytes,
     record,
@@ -136,7 +136,7 @@ def test_what_is_not_known(filled: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("keyop.held._PROC_LOCKS", "/nonexistent")
     (filled / "subscribers" / "orders" / "billing.lock").touch()
     write_offset(filled, "orders", "mail", b"")
-    monkeypatch.setattr("keyop.cli.sample.free_bytes", lambda _: None)
+    monkeypatch.setattr("keyop.look.sample.free_bytes", lambda _: None)
     lines = well("stats").lines
     assert lines[2].startswith("subscribers     2, ? running, largest lag ")
     assert lines[4] == "disk            ? free"
@@ -180,8 +180,8 @@ def test_the_oldest_pending_message(data_dir: Path) -> None:
 
 def test_a_long_lag_is_estimated(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a budget the rest is reckoned from a sample, and marked."""
-    monkeypatch.setattr("keyop.cli.lag._COUNT_BYTES", 20_000)
-    monkeypatch.setattr("keyop.cli.lag._SAMPLE_BYTES", 5_000)
+    monkeypatch.setattr("keyop.look.lag._COUNT_BYTES", 20_000)
+    monkeypatch.setattr("keyop.look.lag._SAMPLE_BYTES", 5_000)
     line = record("x" * 50, id="a")
     write_segment(data_dir, "orders", 0, line * 1000)
     write_offset(data_dir, "orders", "far", 0)

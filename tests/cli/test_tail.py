@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from keyop.cli.records import Reader
 from keyop.errors import StorageError
 from keyop.fs import FileSystem
 from keyop.inspection import DataDirectory
+from keyop.look.records import Reader
 from tests.integration.helpers import (
     channel_dir,
     log_bytes,

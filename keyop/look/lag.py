@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from keyop.channel_view import ChannelView
-from keyop.cli.records import Reader
 from keyop.inspection import DataDirectory
+from keyop.look.records import Reader
 from keyop.timestamps import parse
 
 # So much of a channel is read to count what is pending; what is beyond is estimated.

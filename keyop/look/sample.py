@@ -11,9 +11,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from keyop.channel_view import ChannelView, SubscriberView
-from keyop.cli.lag import Pending, pending
 from keyop.deadletters import DeadLetters
 from keyop.inspection import DataDirectory
+from keyop.look.lag import Pending, pending
 from keyop.names import dead_letter_channel, is_dead_letter
 
 

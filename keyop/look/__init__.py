@@ -1,0 +1,1 @@
+"""Looking at a data directory, whoever owns it: nothing is locked, nothing is changed."""
