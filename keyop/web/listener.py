@@ -97,7 +97,7 @@ class WebListener:
             ) from error
         self._server = server
         drop_in_children(self)
-        logger.info("the page is at http://%s/", self.address)
+        logger.debug("the page is at http://%s/", self.address)
 
     def stop(self, timeout_s: float) -> None:
         """End; requests have so long to be answered."""

@@ -188,7 +188,8 @@ def test_the_hub_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     port = free_port()
     monkeypatch.chdir(tmp_path)
     (shown,) = [each.text for each in blocks("text") if each.where.startswith("README.md")]
-    command, _, shown = shown.removeprefix("$ ").replace("7740", port).partition("\n")
+    shown = shown.replace("7740", port).replace("7741", str(int(port) + 1))
+    command, _, shown = shown.removeprefix("$ ").partition("\n")
     with ExitStack() as running:
         operator = Operator(running)
         operator.type(f"{command} --listen 127.0.0.1:{port} &", shown)

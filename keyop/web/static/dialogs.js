@@ -10,21 +10,25 @@ import { byId, el, put, setText } from "./dom.js";
  * are {value, text}, the first one preset. Returns the choice, or null.
  */
 export function confirm({ title, lines, action, choices = [{ value: "yes", text: "" }] }) {
-  const dialog = byId("confirm");
-  setText(byId("confirm-title"), title);
   const options = choices.map(({ value, text }, index) =>
     el("label", { class: "choice" },
       el("input", { type: "radio", name: "choice", value, checked: index === 0 }), text));
-  put(dialog.querySelector(".what"),
-    ...lines.map((line) => el("p", {}, line)), ...(choices.length > 1 ? options : []));
-  setText(dialog.querySelector(".do"), action);
-  dialog.returnValue = "";
+  // A new one each time: the last one may have been closed and not have told so yet.
+  const dialog = el("dialog", { "aria-labelledby": "confirm-title" },
+    el("form", { method: "dialog" },
+      el("h2", { id: "confirm-title" }, title),
+      ...lines.map((line) => el("p", {}, line)), ...(choices.length > 1 ? options : []),
+      el("menu", {},
+        el("button", { value: "", autofocus: true }, "Cancel"),
+        el("button", { value: "yes" }, action))));
+  byId("main").after(dialog);
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       const chosen = dialog.querySelector("input:checked")?.value ?? choices[0].value;
+      dialog.remove();
       resolve(dialog.returnValue === "yes" ? chosen : null);
-    }, { once: true });
+    });
   });
 }
 

@@ -75,6 +75,11 @@ export class Overview {
     this.#peers.update(peers, empty);
     [channels, subscribers, peers].forEach((rows, index) =>
       setText(this.#headings[index].lastElementChild, format.count(rows.length)));
+    const others = wanted ? 0 : overview.channels.length - channels.length;
+    if (others) {
+      setText(this.#headings[0].lastElementChild,
+        `${format.count(channels.length)}, and ${format.count(others)} of dead letters`);
+    }
   }
 
   close() {
