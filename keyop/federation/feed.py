@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
 
-from keyop.deadletter import DeadLetterWriter
-from keyop.decode import decode, strip_checksum
-from keyop.envelope import UnknownVersionError
-from keyop.errors import CorruptRecordError, KeyopError
+from keyop.errors import KeyopError
 from keyop.federation.pages import Page, Pages, Portion
-from keyop.salvage import salvage
+from keyop.federation.selection import Recorder, Selection
 from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor, Lines, Skipped
 from keyop.storage.log import Log
@@ -20,48 +16,19 @@ from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS, encode_batch
 
 logger = logging.getLogger(__name__)
 
-# What is left between two whole records where a flipped bit hit the newline.
-_SEPARATOR_BYTES = 1
 # So many batches that are not full are sent before the first of them has arrived. With one, each
 # would cost the way there and back.
 _SMALL_UNDER_WAY = 2
 
 
-class Recorder(Protocol):
-    """Takes notes for the audit log; never waits, never raises."""
-
-    def __call__(
-        self, event: str, channel: str = "", message_id: str = "", detail: str = ""
-    ) -> None:
-        """Note an event that concerns one peer."""
-
-
-class UndeliverableError(Exception):
-    """What the dead letter of a record that a peer cannot take gives as its reason."""
-
-
-class Addressee(NamedTuple):
-    """Whom a feed is for, and what it can take.
-
-    ``max_record_bytes`` is that of a record without its newline. ``keeps`` says that it has a log
-    of its own, and so needs nothing back that it has passed on; an ephemeral peer, which may share
-    its name with others, gets that as well.
-    """
-
-    name: str
-    max_record_bytes: int
-    keeps: bool = True
-
-
 class FeedCounters:
     """What one feed has done since it began."""
 
-    __slots__ = ("acknowledged", "dropped_bytes", "sent", "undeliverable")
+    __slots__ = ("acknowledged", "dropped_bytes", "sent")
 
     def __init__(self) -> None:
         self.sent = 0
         self.acknowledged = 0
-        self.undeliverable = 0
         self.dropped_bytes = 0
 
 
@@ -73,7 +40,7 @@ class Feed:
         warm: decides for how long the cursor keeps its descriptor.
         pages: what other feeds of the channel may have read already.
         position: where to begin.
-        dead_letters: takes what the peer cannot; None for a channel of dead letters.
+        selection: decides what of a line goes to the peer.
         on_data: told that there may be something to take.
     """
 
@@ -85,8 +52,7 @@ class Feed:
         pages: Pages,
         claim: Claim | None,
         position: int,
-        addressee: Addressee,
-        dead_letters: DeadLetterWriter | None,
+        selection: Selection,
         note: Recorder,
         on_data: Callable[[Feed], None],
     ) -> None:
@@ -97,12 +63,7 @@ class Feed:
         self._warm = warm
         self._pages = pages
         self._claim = claim
-        self._addressee = addressee
-        # What does not hold these bytes is for the peer.
-        self._marks = [b',"subscriber":"']
-        if addressee.keeps:
-            self._marks.append(f'"{addressee.name}"'.encode())
-        self._dead_letters = dead_letters
+        self._selection = selection
         self._note = note
         self._on_data = on_data
         self._lines: list[bytes] = []
@@ -177,7 +138,9 @@ class Feed:
         while self._index < len(self._lines):
             line = self._lines[self._index]
             try:
-                selected = self._select(line) if self._selected is None else self._selected
+                selected = self._selected
+                if selected is None:
+                    selected = self._selection.of_line(line, self.position, self._torn)
             except (OSError, KeyopError):
                 if not moved:
                     raise
@@ -229,7 +192,7 @@ class Feed:
         return True
 
     def _open_page(self, page: Page | None) -> None:
-        suits = page is not None and page.suits(self._marks, self._addressee.max_record_bytes)
+        suits = page is not None and page.suits(*self._selection.plain)
         self._page = page if suits else None
 
     def _begin(self) -> None:
@@ -242,7 +205,7 @@ class Feed:
     def _report_gap(self, start: int, end: int) -> None:
         self.counters.dropped_bytes += end - start
         text = f"{end - start} bytes from {start} on are gone, and were not sent"
-        logger.error("%s: %s: %s", self.channel, self._addressee.name, text)
+        logger.error("%s: %s: %s", self.channel, self._selection.addressee.name, text)
         self._note("replay_gap", self.channel, detail=text)
 
     def _pass_over(self, skipped: Skipped) -> None:
@@ -250,84 +213,8 @@ class Feed:
             self._report_gap(skipped.start, skipped.end)
         else:
             size = skipped.end - skipped.start
-            self._put_aside(skipped.head, f"a line of {size} bytes at {skipped.start}")
-
-    # -- what of a line goes to the peer
-
-    def _select(self, line: bytes) -> Sequence[bytes]:
-        """Return what to send of a line: one record, none, or those that a damaged line holds."""
-        if self._torn:
-            return self._salvage(line, "the last line of a sealed segment has no end")
-        return self._select_whole(line)
-
-    def _select_whole(self, line: bytes) -> Sequence[bytes]:
-        try:
-            sound = strip_checksum(line)
-            fields = None
-            # Without a checksum it may be anything, which shows only when it is read.
-            if sound is line or any(mark in line for mark in self._marks):
-                fields = decode(line)
-                if not self._is_for_peer(fields):
-                    return ()
-            if len(line) <= self._addressee.max_record_bytes:
-                return (line,)
-            if len(sound) <= self._addressee.max_record_bytes:
-                return (sound,)
-            return self._shorten(fields or decode(line), line, sound)
-        except UnknownVersionError as error:
-            if len(line) <= self._addressee.max_record_bytes:
-                return (line,)  # which the peer may know
-            self._put_aside(line, f"{error}, and {self._too_large(line)}")
-        except CorruptRecordError as error:
-            return self._salvage(line, str(error))
-        return ()
-
-    def _salvage(self, line: bytes, reason: str) -> Sequence[bytes]:
-        """Put aside what of a damaged line is no record; return what to send of the rest."""
-        pieces = salvage(line)
-        records: list[bytes] = []
-        for piece in pieces:
-            if piece.whole and (len(pieces) > 1 or _is_record(line)):
-                records += self._select_whole(piece.data)
-            elif len(pieces) > 1 and len(piece.data) <= _SEPARATOR_BYTES:
-                logger.error("%s at %d: a damaged newline", self.channel, self.position)
-            else:
-                self._put_aside(piece.data, reason)
-        return records
-
-    def _is_for_peer(self, fields: Mapping[str, Any]) -> bool:
-        """Whether the peer has not had the record, and it is not one subscriber's alone."""
-        if "subscriber" in fields:
-            return False
-        name, route = self._addressee.name, fields.get("route") or ()
-        return not self._addressee.keeps or (fields["origin"] != name and name not in route)
-
-    def _shorten(self, fields: Mapping[str, Any], line: bytes, sound: bytes) -> Sequence[bytes]:
-        """Leave the route out where only it is too much; else the peer cannot take the record."""
-        route = fields.get("route")
-        if route:
-            names = ",".join([f'"{name}"' for name in route])
-            without = sound.replace(f',"route":[{names}]'.encode(), b"", 1)
-            if len(without) <= self._addressee.max_record_bytes:
-                return (without,)
-        reason = self._too_large(sound)
-        if self._dead_letters is not None:
-            self._dead_letters.write_message(fields, line, 0, UndeliverableError(reason))
-        self.counters.undeliverable += 1
-        logger.error("%s: undeliverable: %s", self.channel, reason)
-        self._note("undeliverable", self.channel, fields["id"], reason)
-        return ()
-
-    def _too_large(self, record: bytes) -> str:
-        name, limit = self._addressee.name, self._addressee.max_record_bytes
-        return f"a record of {len(record)} bytes; {name} takes {limit}"
-
-    def _put_aside(self, data: bytes, reason: str) -> None:
-        if self._dead_letters is not None:
-            self._dead_letters.write_damaged(data, f"at offset {self.position}: {reason}")
-        self.counters.undeliverable += 1
-        logger.error("%s at %d: not a record: %s", self.channel, self.position, reason)
-        self._note("undeliverable", self.channel, detail=reason)
+            reason = f"a line of {size} bytes at {skipped.start}"
+            self._selection.put_aside(skipped.head, self.position, reason)
 
     # -- sending
 
@@ -386,13 +273,3 @@ class Feed:
             if self._opened and not forget:
                 self.acknowledged(self.acknowledged_to)  # the file's time says when the peer left
             self._claim.release(forget)
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        decode(line)
-    except UnknownVersionError:
-        pass
-    except CorruptRecordError:
-        return False
-    return True

@@ -17,10 +17,11 @@ from keyop.dedup import Dedup
 from keyop.envelope import CRC_SUFFIX_BYTES, EnvelopeWriter
 from keyop.errand import Crew
 from keyop.errors import SubscriberInUseError
-from keyop.federation.feed import Addressee, Feed
+from keyop.federation.feed import Feed
 from keyop.federation.link import Link
 from keyop.federation.pages import Pages
 from keyop.federation.receiver import Receiver
+from keyop.federation.selection import Addressee, Selection
 from keyop.federation.sender import Sender
 from keyop.names import PEER_PREFIX, is_dead_letter
 from keyop.storage.claim import Claim
@@ -231,6 +232,15 @@ class Instance:
         self.store.watcher.watch(log.directory, log.readers)
         limit = self.max_record_bytes
         line_limit = max_dead_letter_bytes(limit) if is_dead_letter(channel) else limit
+        note = self.recorder(peer, "outbound")
+        dead_letters = dead_letter_writer(
+            self.store,
+            channel,
+            position_id or f"{PEER_PREFIX}{peer.name}",
+            self._writer,
+            self._clock,
+        )
+        addressee = Addressee(peer.name, peer.max_record_bytes, position_id is not None)
         return Feed(
             log,
             Cursor(self.store.fs, log.directory, line_limit),
@@ -238,15 +248,8 @@ class Instance:
             self._pages,
             claim,
             position,
-            Addressee(peer.name, peer.max_record_bytes, position_id is not None),
-            dead_letter_writer(
-                self.store,
-                channel,
-                position_id or f"{PEER_PREFIX}{peer.name}",
-                self._writer,
-                self._clock,
-            ),
-            self.recorder(peer, "outbound"),
+            Selection(channel, addressee, dead_letters, note),
+            note,
             sender.wake,
         )
 

@@ -13,7 +13,7 @@ from keyop.dedup import Dedup, Window
 from keyop.errand import Crew, Errand
 from keyop.errors import KeyopError, LogFailedError
 from keyop.federation.admission import Admission, Admitted, MalformedError
-from keyop.federation.feed import Recorder
+from keyop.federation.selection import Recorder
 from keyop.pace import Pace
 from keyop.storage.store import Store
 

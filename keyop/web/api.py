@@ -18,12 +18,12 @@ from keyop.look.conditions import all_hold, parse_condition
 from keyop.look.moments import place
 from keyop.look.records import Found, Reader
 from keyop.look.sample import Row
-from keyop.messenger import Messenger
 from keyop.names import DEAD_LETTER_SUFFIX, check_channel, dead_letter_channel
 from keyop.requeue import Requeue
 from keyop.stats import ChannelStats
 from keyop.version import __version__
 from keyop.web.events import CONTENT_TYPE, event_stream
+from keyop.web.host import Host
 from keyop.web.http import HTTPError, Request, Response, json_response
 from keyop.web.observer import Observer
 from keyop.web.troubles import find_troubles
@@ -37,7 +37,7 @@ _RAW_BYTES = 4096
 class Api:
     """Answers for one messenger."""
 
-    def __init__(self, messenger: Messenger, observer: Observer) -> None:
+    def __init__(self, messenger: Host, observer: Observer) -> None:
         self._messenger = messenger
         self._observer = observer
         self._started = datetime.now(timezone.utc)

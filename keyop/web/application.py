@@ -14,9 +14,9 @@ from keyop.errors import (
     MessengerClosedError,
     PublishTimeoutError,
 )
-from keyop.messenger import Messenger
 from keyop.web.api import Api
 from keyop.web.guard import Guard
+from keyop.web.host import Host
 from keyop.web.http import (
     Environ,
     HTTPError,
@@ -43,7 +43,7 @@ _LETTERS = re.compile(r"/api/v1/channels/([^/]+)/dead-letters/(requeue|purge)")
 Answer = Callable[[Request], Response]
 
 
-def app(messenger: Messenger, token: str | None = None, *, trusting: bool = False) -> Application:
+def app(messenger: Host, token: str | None = None, *, trusting: bool = False) -> Application:
     """Return the page, ``/healthz``, ``/metrics`` and the JSON behind them, for one messenger.
 
     Constructing it starts nothing; the first request does. It ends with the messenger. All its
@@ -62,7 +62,7 @@ def app(messenger: Messenger, token: str | None = None, *, trusting: bool = Fals
 class Application:
     """A WSGI application; see :func:`app`."""
 
-    def __init__(self, messenger: Messenger, guard: Guard) -> None:
+    def __init__(self, messenger: Host, guard: Guard) -> None:
         self._messenger = messenger
         self._guard = guard
         self._observer = Observer(messenger)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from keyop.errors import MessengerClosedError
 from keyop.follow import Follower
-from keyop.messenger import Messenger
 from keyop.storage.position import Position
+from keyop.web.host import Host
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 # Proxies end connections on which nothing comes; half a minute is the shortest that is common.
@@ -17,7 +17,7 @@ _RECONNECT_MS = 1000
 
 
 def event_stream(
-    messenger: Messenger,
+    messenger: Host,
     channel: str,
     last_event_id: str | None = None,
     *,

@@ -12,9 +12,9 @@ from keyop.config_rules import split_address
 from keyop.errors import ConfigError
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
-from keyop.messenger import Messenger
 from keyop.storage.locks import FileLock
 from keyop.web.application import app
+from keyop.web.host import Host
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class WebListener:
     Of several processes on one data directory one does; another takes over when it has ended.
     """
 
-    def __init__(self, messenger: Messenger, fs: FileSystem) -> None:
+    def __init__(self, messenger: Host, fs: FileSystem) -> None:
         self._messenger = messenger
         self._lock = FileLock(fs, f"{messenger.config.storage.data_dir}/.web.lock")
         self._server: WSGIServer | None = None

@@ -10,8 +10,8 @@ import gevent
 from keyop.errors import KeyopError
 from keyop.inspection import DataDirectory
 from keyop.look.sample import Sample, Sampler
-from keyop.messenger import Messenger
 from keyop.web.history import INTERVAL_S, History
+from keyop.web.host import Host
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _FRESH_S = 0.9
 class Observer:
     """Takes samples from the first request on, until the messenger is closed."""
 
-    def __init__(self, messenger: Messenger) -> None:
+    def __init__(self, messenger: Host) -> None:
         self._messenger = messenger
         self.directory = DataDirectory(messenger.config.storage.data_dir)
         self.history = History()

@@ -18,12 +18,13 @@ import pytest
 from gevent import socket
 from OpenSSL import SSL
 
-from keyop.transport import accept, dial
-from keyop.transport.accept import Accepted, Listener, Pending
+from keyop.transport import accept, dial, strangers
+from keyop.transport.accept import Accepted, Listener
 from keyop.transport.contexts import CLIENT_AUTH, SERVER_AUTH
 from keyop.transport.dial import UpgradeError
 from keyop.transport.identity import CertificateError
 from keyop.transport.reader import TooMuchError
+from keyop.transport.strangers import Pending
 from keyop.transport.tls import TLSError, TLSSocket
 from keyop.transport.websocket import Connection, WebSocketClosedError
 from tests.wire.golden import CONVERSATIONS, each_conversation, lines
@@ -124,9 +125,13 @@ def at_client(files: Files, authority: Authority, client: Issued) -> SSL.Context
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
     """Deadlines that a test can wait for; return them, in seconds."""
-    for module in (accept, dial):
-        monkeypatch.setattr(module, "HANDSHAKE_S", 0.2)
-        monkeypatch.setattr(module, "UPGRADE_S", 0.2)
+    for module, name in (
+        (strangers, "HANDSHAKE_S"),
+        (accept, "UPGRADE_S"),
+        (dial, "HANDSHAKE_S"),
+        (dial, "UPGRADE_S"),
+    ):
+        monkeypatch.setattr(module, name, 0.2)
     return 0.2
 
 
