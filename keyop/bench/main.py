@@ -12,6 +12,7 @@ import orjson
 
 from keyop.bench.local import Bench
 from keyop.bench.measure import Figure
+from keyop.bench.watching import WatchingBench
 from keyop.version import __version__
 
 
@@ -37,8 +38,11 @@ def main(
     figures: list[Figure] = []
     try:
         scale, rounds = (0.05, min(rounds, 2)) if quick else (1.0, rounds)
-        bench = _bench(federation, workplace, scale, rounds)
-        named = dict(bench.figures())
+        named = {
+            name: measure
+            for bench in _benches(federation, workplace, scale, rounds)
+            for name, measure in bench.figures()
+        }
         wanted = only.split(",") if only else list(named)
         unknown = [name for name in wanted if name not in named]
         if unknown:
@@ -59,10 +63,10 @@ def main(
         click.echo(orjson.dumps(result, option=orjson.OPT_INDENT_2))
 
 
-def _bench(federation: bool, workplace: str, scale: float, rounds: int) -> Any:
+def _benches(federation: bool, workplace: str, scale: float, rounds: int) -> list[Any]:
     if not federation:
-        return Bench(workplace, scale, rounds)
+        return [Bench(workplace, scale, rounds), WatchingBench(workplace, scale, rounds)]
     # TLS takes a while to load, and the other figures do not need it.
     from keyop.bench.federation import FederationBench
 
-    return FederationBench(workplace, scale, min(rounds, 3))
+    return [FederationBench(workplace, scale, min(rounds, 3))]
