@@ -77,6 +77,9 @@ export function subscriberTable({ withChannel }) {
   });
 }
 
+// A client may be away; a hub that is not there is missed.
+const LEVELS = { refused: "error", connecting: "warning" };
+
 /** Peers and hubs. */
 export function peerTable() {
   const state = (row) => row.state;
@@ -87,8 +90,7 @@ export function peerTable() {
       { label: "Kind", className: "wide", text: (row) => row.kind, compare: (row) => row.kind },
       { label: "State", compare: state, fill(cell, row) {
         setText(cell, row.state);
-        cell.dataset.level = { refused: "error", connecting: "warning", away: "warning" }[row.state]
-          ?? "";
+        cell.dataset.level = LEVELS[row.state] ?? "";
         cell.title = row.detail ?? "";
       } },
       { label: "Since", className: "wide", text: (row) => format.moment(row.since).slice(0, 19) },
@@ -101,7 +103,7 @@ export function peerTable() {
       { label: "Detail", className: "wide detail-text", text: (row) =>
         [row.address, row.detail].filter(Boolean).join(": ") },
     ],
-    key: (row) => `${row.kind}/${row.name}`,
+    key: (row) => `${row.kind}/${row.name}/${row.address}`, // visitors may share a name
     sort: { label: "Peer" },
     empty: "No peers and no hubs.",
   });

@@ -17,7 +17,7 @@ export class History {
     this.interval = answer.interval_s;
     const loaded = answer.times.map((time, index) => {
       const at = (series) => FIELDS.map((field) => series[field][index]);
-      const channels = {};
+      const channels = Object.create(null); // any name may be a channel's
       for (const [name, series] of Object.entries(answer.channels)) channels[name] = at(series);
       return { time, total: at(answer.total), channels };
     });
@@ -29,7 +29,7 @@ export class History {
 
   /** Add how things are now. */
   append(overview) {
-    const channels = {};
+    const channels = Object.create(null);
     for (const row of overview.channels) {
       channels[row.channel] = [row.messages_per_s, row.bytes_per_s, largestLag(row)];
     }
@@ -42,7 +42,7 @@ export class History {
     const last = this.points.at(-1);
     if (last && point.time <= last.time) return;
     if (last && point.time - last.time > GAP_INTERVALS * this.interval) {
-      this.points.push({ time: last.time + this.interval, total: null, channels: {} });
+      this.points.push({ time: last.time + this.interval, total: null, channels: Object.create(null) });
     }
     this.points.push(point);
     while (this.points[0].time < point.time - SPAN_S) this.points.shift();

@@ -56,7 +56,7 @@ export class Letters extends ChannelView {
       { key: "p", text: "purge what is chosen, or the row", run: () => this.#ask("purge") },
     ];
     this.body.append(
-      el("div", { class: "bar" },
+      el("div", { class: "bar tools" },
         el("menu", {}, el("label", {}, this.#everything, " Choose all shown"),
           this.#requeue, this.#purge, this.#requeueAll, this.#purgeAll, this.#next),
         this.#status),
@@ -83,7 +83,7 @@ export class Letters extends ChannelView {
     super.update();
     const row = this.live.channel(this.channel);
     // More have come, or somebody else has done something about them.
-    if (row && this.#asking === null && row.dead_letters !== this.#page.count) this.#read();
+    if (row && row.dead_letters !== null && this.#asking === null && row.dead_letters !== this.#page.count) this.#read();
   }
 
   async #read() {
@@ -92,6 +92,11 @@ export class Letters extends ChannelView {
       const page = await getRecords(channelPath(this.channel, "dead-letters"),
         [["limit", LIMIT], ["after", this.#after]]);
       if (asking !== this.#asking) return;
+      if (page.count && !page.letters.length && this.#after) {
+        this.#after = ""; // the one after which they were to come is done with
+        this.#read();
+        return;
+      }
       this.#page = page;
       const shown = new Set(page.letters.map((letter) => letter.id));
       for (const id of this.#chosen) if (!shown.has(id)) this.#chosen.delete(id);

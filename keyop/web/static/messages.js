@@ -17,6 +17,7 @@ export class Messages extends ChannelView {
   #parameters = new URLSearchParams();
   #messages = [];
   #page = null;
+  #previous = null; // older messages are before that
   #asking = null;
   #timer = 0;
   #form = filterForm();
@@ -24,7 +25,7 @@ export class Messages extends ChannelView {
     type: "button", "aria-pressed": "false", "aria-keyshortcuts": "f",
     click: () => this.#toggleFollow(),
   }, "Follow");
-  #older = this.#button("Older", () => this.#go("before", this.#page?.messages[0]?.offset));
+  #older = this.#button("Older", () => this.#go("before", this.#previous));
   #newer = this.#button("Newer", () => this.#go("from", this.#page?.next));
   #status = el("p", { class: "quiet", role: "status" });
   #table = new Table({
@@ -62,7 +63,7 @@ export class Messages extends ChannelView {
     const ends = ["Earliest", "Latest"].map((text) =>
       this.#button(text, () => this.#go("from", text.toLowerCase())));
     this.body.append(this.#form,
-      el("div", { class: "bar" },
+      el("div", { class: "bar tools" },
         el("menu", {}, ends[0], this.#older, this.#newer, ends[1], this.#follow), this.#status),
       this.#table.element);
   }
@@ -94,7 +95,7 @@ export class Messages extends ChannelView {
   }
 
   #go(name, value, more = []) {
-    if (value === undefined) return;
+    if (value === undefined || value === null) return;
     const hash = channelHash(this.channel, "/messages", [[name, value], ...this.#filters, ...more]);
     if (hash === location.hash) this.show(this.#parameters);
     else location.hash = hash;
@@ -107,6 +108,10 @@ export class Messages extends ChannelView {
 
   async #read(next = null) {
     clearTimeout(this.#timer);
+    if (document.hidden && next !== null) { // nobody sees what would be followed
+      this.#timer = setTimeout(() => this.#read(next), FOLLOW_MS);
+      return;
+    }
     const asking = (this.#asking = Symbol("asked"));
     if (next === null) setText(this.#status, "Reading …");
     const before = this.#parameters.get("before");
@@ -144,11 +149,12 @@ export class Messages extends ChannelView {
         this.#timer = setTimeout(() => this.#read(page.next), wait);
       }
     }
-    const isAtEnd = this.#isAtEnd();
+    const isAtEnd = !isMore || this.#isAtEnd();
     this.#table.update(this.#messages, page.more ? "None so far." : "None.");
     if (this.#following && isAtEnd) window.scrollTo(0, document.body.scrollHeight);
     const first = this.#messages[0]?.offset ?? page.start;
-    this.#older.disabled = first <= page.start;
+    this.#previous = isMore ? (first > page.start ? first : null) : page.previous;
+    this.#older.disabled = this.#previous === null;
     this.#newer.disabled = this.#following || page.next >= page.end;
     setText(this.#status, this.#summary(page) + passedOver);
   }
@@ -157,12 +163,14 @@ export class Messages extends ChannelView {
     return window.innerHeight + window.scrollY > document.body.scrollHeight - 80;
   }
 
-  #summary({ start, end, next, more }) {
+  #summary({ start, end, more }) {
     const shown = `${format.count(this.#messages.length)} messages.`;
     if (this.#following) return `Following. ${shown}`;
     const log = `The log goes from ${format.count(start)} to ${format.count(end)}.`;
+    const isBack = this.#parameters.has("before")
+      || (this.#parameters.get("from") ?? "latest") === "latest";
     const partial = more && this.#messages.length < LIMIT
-      ? ` Searched up to ${format.count(next)}; there may be more.` : "";
+      ? ` There may be more: ${isBack ? "Older" : "Newer"} goes on searching.` : "";
     return `${shown} ${log}${partial}`;
   }
 

@@ -73,13 +73,11 @@ export class Overview {
     this.#channels.update(channels, empty);
     this.#subscribers.update(subscribers, empty);
     this.#peers.update(peers, empty);
-    [channels, subscribers, peers].forEach((rows, index) =>
-      setText(this.#headings[index].lastElementChild, format.count(rows.length)));
     const others = wanted ? 0 : overview.channels.length - channels.length;
-    if (others) {
-      setText(this.#headings[0].lastElementChild,
-        `${format.count(channels.length)}, and ${format.count(others)} of dead letters`);
-    }
+    const more = others ? `, and ${format.count(others)} of dead letters` : "";
+    const texts = [channels, subscribers, peers].map((rows) => format.count(rows.length));
+    [texts[0] + more, texts[1], texts[2]].forEach((text, index) =>
+      setText(this.#headings[index].lastElementChild, text));
   }
 
   close() {
@@ -100,7 +98,7 @@ function channelTable(live) {
       cell.append(cell.spark.element);
     },
     fill(cell, row) {
-      cell.spark.update(live().history.series(row.channel, field), live().now);
+      cell.spark.update(() => live().history.series(row.channel, field), live().now);
     },
   });
   return new Table({
@@ -110,10 +108,10 @@ function channelTable(live) {
         (row) => `${format.bytesPerSecond(row.bytes_per_s)}, ${running(row)} of `
           + `${row.subscribers.length} running`),
       number("Messages", (row) => row.messages_per_s, format.perSecond),
-      spark("10 minutes", "messages_per_s"),
+      spark("Trend", "messages_per_s"),
       number("Bytes", (row) => row.bytes_per_s, format.bytesPerSecond, "wide"),
       number("Lag", largestLag, format.bytes),
-      spark("Lag, 10 minutes", "lag_bytes"),
+      spark("Lag trend", "lag_bytes"),
       number("Oldest", oldest, format.duration, "wide"),
       { ...number("Running", running, format.count, "wide"),
         text: (row) => `${running(row)} of ${row.subscribers.length}` },

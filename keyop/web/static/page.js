@@ -3,7 +3,7 @@
 import { post, whenUnauthorized } from "./api.js";
 import { Figures } from "./channel.js";
 import { askToken, notify } from "./dialogs.js";
-import { byId, put, setText } from "./dom.js";
+import { byId, put, setText, visible } from "./dom.js";
 import * as format from "./format.js";
 import { startKeys, useKeys } from "./keys.js";
 import { Letters } from "./letters.js";
@@ -13,7 +13,7 @@ import { Overview } from "./overview.js";
 import { startTheme } from "./theme.js";
 import { showOutage, showWarnings } from "./warnings.js";
 
-const PARTS = { "": Figures, messages: Messages, "dead-letters": Letters };
+const PARTS = new Map([["", Figures], ["messages", Messages], ["dead-letters", Letters]]);
 const live = new Live();
 let view = null;
 let place = null;
@@ -25,7 +25,7 @@ function route() {
     const before = place;
     view?.close();
     place = path;
-    const Part = root === "channels" && channel ? PARTS[part] : null;
+    const Part = root === "channels" && channel ? PARTS.get(part) : null;
     view = Part ? new Part(live, decoded(channel)) : new Overview(live);
     put(byId("main"), view.element);
     useKeys(view);
@@ -49,7 +49,8 @@ function update() {
   view.update();
   const { overview, outage } = live;
   showOutage(outage);
-  document.title = `${outage ? "no answer: " : ""}${view.title} – ${overview?.instance ?? "keyop"}`;
+  const title = `${view.title} – ${overview?.instance ?? "keyop"}`;
+  document.title = visible(outage ? `no answer: ${title}` : title);
   const state = byId("state");
   setText(state, outage ? "no answer" : overview ? "live" : "loading");
   state.dataset.level = outage ? "error" : overview ? "good" : "";

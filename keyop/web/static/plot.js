@@ -4,6 +4,7 @@ import { el, setText } from "./dom.js";
 import { clock } from "./format.js";
 import { SPAN_S } from "./history.js";
 
+const LEAST_S = 120;
 const HEIGHT = 150;
 const SPARK = { width: 110, height: 22 };
 // Steps of an axis of bytes: powers of two, so that its labels are round.
@@ -88,9 +89,10 @@ export class Spark {
     this.#watch.observe(this.element);
   }
 
-  update(data, now) {
+  /** `series` returns times and values; it is called when they are drawn. */
+  update(series, now) {
     this.now = now;
-    this.#latest = data;
+    this.#latest = series;
     if (this.#seen) this.#draw();
   }
 
@@ -102,7 +104,7 @@ export class Spark {
       cursor: { show: false },
       padding: [2, 0, 1, 0],
     }, [[], []], this.element);
-    this.#uplot.setData(this.#latest);
+    this.#uplot.setData(this.#latest());
   }
 
   close() {
@@ -116,11 +118,16 @@ function options(width, height, now) {
     width, height,
     legend: { show: false },
     scales: {
-      x: { time: true, range: () => [now() - SPAN_S, now()] },
+      x: { time: true, range: (plot) => [start(plot.data[0][0] ?? Infinity, now()), now()] },
       y: { range: (_, least, most) => [0, most > 0 ? most * 1.1 : 1] },
     },
     series: [{}, { stroke: () => colour("--line"), width: 1.5, points: { show: false } }],
   };
+}
+
+// While little is known, that little fills the plot.
+function start(first, now) {
+  return Math.max(now - SPAN_S, Math.min(first, now - LEAST_S));
 }
 
 const colours = new Map();

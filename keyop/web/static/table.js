@@ -28,6 +28,7 @@ export class Table {
     this.#heads = columns.map((column) => this.#head(column));
     this.table = el("table", {}, el("caption", { class: "hidden" }, caption),
       el("thead", {}, el("tr", {}, ...this.#heads)), this.#body);
+    this.table.hidden = true; // until there is something to show
     this.element = el("div", {}, this.table, this.#nothing);
     this.#mark();
   }
@@ -104,8 +105,8 @@ export class Table {
     return row;
   }
 
-  // Only rows that stand elsewhere are moved: moving one would take the focus from it.
   #place() {
+    const focused = document.activeElement;
     let next = this.#body.firstElementChild;
     for (const row of this.#rows.values()) {
       for (const element of [row.element, row.detail]) {
@@ -113,6 +114,10 @@ export class Table {
         if (element === next) next = next.nextElementSibling;
         else this.#body.insertBefore(element, next);
       }
+    }
+    // Who is moved loses the focus.
+    if (focused !== document.activeElement && this.#body.contains(focused)) {
+      focused.focus({ preventScroll: true });
     }
   }
 
@@ -126,6 +131,7 @@ export class Table {
       const cell = el("td", { colspan: this.#columns.length }, make());
       row.detail = el("tr", { class: "detail" }, cell);
       row.element.after(row.detail);
+      row.detail.scrollIntoView({ block: "nearest" });
     }
     const shown = row.detail !== null;
     row.element.querySelector("[aria-expanded]")?.setAttribute("aria-expanded", String(shown));
@@ -137,10 +143,6 @@ export class Table {
     const element = document.activeElement?.closest("tr[data-row]");
     for (const row of this.#rows.values()) if (row.element === element) return row.item;
     return null;
-  }
-
-  get size() {
-    return this.#rows.size;
   }
 
   close() {

@@ -69,7 +69,7 @@ export function showOutage(outage) {
     put(banner, el("span"), " ", el("span", { "aria-hidden": "true" }));
   }
   const [what, since] = banner.children;
-  setText(what, `${outage.why} Nothing is known since ${format.clock(outage.since)}; `
-    + "what is shown is from then.");
-  setText(since, `${format.duration(Math.round((Date.now() - outage.since) / 1000))}. Trying again.`);
+  setText(what, `${outage.why} What is shown is from ${format.clock(outage.since)},`);
+  const seconds = Math.round((Date.now() - outage.since) / 1000);
+  setText(since, `${format.duration(seconds)} ago. Trying again.`);
 }
