@@ -104,10 +104,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Load what is for federation alone when it is first asked for: it takes a while."""
-    if name == "EphemeralMessenger":
-        from keyop.federation.ephemeral import EphemeralMessenger
+if not TYPE_CHECKING:  # or checkers would take every name for one that exists
 
-        return EphemeralMessenger
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Load what is for federation alone when it is first asked for: it takes a while."""
+        if name == "EphemeralMessenger":
+            from keyop.federation.ephemeral import EphemeralMessenger
+
+            return EphemeralMessenger
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ from keyop.errors import (
     StorageError,
 )
 from keyop.latency import MessengerLatencies
+from keyop.logs import current_subscription
 from keyop.pace import SLICE_S, Pace
 from keyop.payloads import PayloadRegistry
 from keyop.salvage import salvage
@@ -93,6 +94,7 @@ class Delivery:
         self.channel = channel
         self.subscriber_id = subscriber_id
         self.counters = Counters()
+        self._subscription = (channel, subscriber_id)
         self._handler = handler
         self._read = EnvelopeReader().read
         self._registry = registry
@@ -104,6 +106,14 @@ class Delivery:
         self._latencies = latencies
         # When the next message is measured.
         self._measure_at = 0.0
+
+    @property
+    def handler_name(self) -> str:
+        """What the program calls its handler, with the module."""
+        handler = getattr(self._handler, "func", self._handler)  # of a partial
+        name: str = getattr(handler, "__qualname__", type(handler).__qualname__)
+        module = getattr(handler, "__module__", None)  # methods of builtin types have none
+        return f"{module}.{name}" if module else name
 
     def deliver_lines(
         self,
@@ -121,6 +131,7 @@ class Delivery:
         """
         # The straight way: a sound record for everybody, of a type without a class, whose
         # handler returns. Anything else takes the careful way.
+        current_subscription.set(self._subscription)
         read, handler, counters = self._read, self._handler, self.counters
         classes, limit, channel = self._registry.classes, self._max_record_bytes, self.channel
         current_id, set_id = current_correlation_id.get, current_correlation_id.set
@@ -185,6 +196,7 @@ class Delivery:
             Exception: whatever the class registered for its payload raises.
         """
         fields = self._read(line)
+        current_subscription.set(self._subscription)
         current_correlation_id.set(fields.get("correlation_id", ""))
         fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
         return make_message(fields, self.channel, offset)
@@ -193,6 +205,7 @@ class Delivery:
         """Call the handler with a decoded record until it returns or gives up for good."""
         if fields.get("subscriber", self.subscriber_id) != self.subscriber_id:
             return True  # requeued for another one
+        current_subscription.set(self._subscription)
         current_correlation_id.set(fields.get("correlation_id", ""))
         try:
             fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 from zlib import crc32
 
 import orjson
@@ -17,6 +17,16 @@ from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.errors import CorruptRecordError, PayloadError
 from keyop.ids import new_ids
 from keyop.timestamps import format_ns, parse, whole_second
+
+if TYPE_CHECKING:
+    # A plain ``Message`` is one of anything. Only checkers, which bring it, need the extension.
+    from typing_extensions import TypeVar
+
+    PayloadT = TypeVar("PayloadT", default=Any, covariant=True)
+else:
+    from typing import TypeVar
+
+    PayloadT = TypeVar("PayloadT", covariant=True)
 
 VERSION = 1
 CRC_MARK = b',"crc":"'
@@ -37,19 +47,19 @@ class UnknownVersionError(CorruptRecordError):
 
 
 @dataclass(frozen=True)
-class Message:
+class Message(Generic[PayloadT]):
     """One message as a handler gets it.
 
     ``offset`` is the global byte offset of the record in its channel, ``attempt`` is 1 on the
     first delivery, ``timestamp`` is aware and in UTC. ``payload`` is decoded JSON, or what the
-    class registered for ``payload_type`` made of it.
+    class registered for ``payload_type`` made of it: ``Message[Order]`` says so to type checkers.
     """
 
     id: str
     channel: str
     origin: str
     payload_type: str
-    payload: Any
+    payload: PayloadT
     timestamp: datetime
     correlation_id: str = ""
     service_name: str = ""

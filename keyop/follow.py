@@ -34,6 +34,7 @@ class Follower:
         self._store = store
         self._log = log
         self._woken = Event()
+        self._ended = False
         self._pace = Pace()
         check_position(start)
         log.open()
@@ -59,13 +60,13 @@ class Follower:
             timeout_s: how long to wait; nothing is returned then.
 
         Raises:
-            MessengerClosedError: the messenger is closed.
+            MessengerClosedError: the messenger is closed, or delivers no more.
             StorageError: the channel cannot be read.
         """
         waited_s = 0.0
         look_around = True
         while True:
-            if self._store.closing.waits.is_set():
+            if self._ended or self._store.closing.waits.is_set():
                 raise MessengerClosedError("the messenger is closed")
             self._woken.clear()
             try:
@@ -83,6 +84,11 @@ class Follower:
                 wait_s = min(POLL_S, timeout_s - waited_s)
                 look_around = not self._woken.wait(wait_s)
                 waited_s += wait_s if look_around else 0.0
+
+    def end(self) -> None:
+        """Have ``read`` raise from now on, also one that waits."""
+        self._ended = True
+        self._woken.set()
 
     def close(self) -> None:
         """Give back what it holds."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import gevent
 
@@ -28,10 +30,12 @@ from keyop.follow import Follower
 from keyop.forks import drop_in_children, get_ident, keep_in_children
 from keyop.fs import SYSTEM_FS, FileSystem
 from keyop.latency import MessengerLatencies
+from keyop.monitor import Watch, watch_hub
 from keyop.names import (
     check_channel,
     check_subscriber_id,
 )
+from keyop.patches import warn_of_patches
 from keyop.payloads import PayloadRegistry
 from keyop.publisher import Publisher
 from keyop.stats import Stats, collect_stats
@@ -58,6 +62,11 @@ _GOODBYE_S = 3.0
 
 _get_ident = get_ident
 _monotonic = time.monotonic
+
+_running: weakref.WeakSet[Messenger] = weakref.WeakSet()
+
+# What is decorated stays what it was.
+HandlerT = TypeVar("HandlerT", bound=Handler)
 
 
 class Messenger:
@@ -95,7 +104,10 @@ class Messenger:
         self._federation: Federation | None = None
         self._reloader: Reloader | None = None
         self._web: WebListener | None = None
+        self._watch: Watch | None = None
         self._closer: gevent.Greenlet[..., None] | None = None
+        self._delivers = True
+        self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 
     # -- life
 
@@ -159,6 +171,9 @@ class Messenger:
         self._state = "running"
         self._ready = True
         drop_in_children(self)
+        _running.add(self)
+        warn_of_patches()
+        self._watch = watch_hub()
 
     def _federate(self, store: Store, dedup: Dedup, writer: EnvelopeWriter) -> None:
         # TLS and WebSocket take a while to load, and many programs need neither.
@@ -202,8 +217,9 @@ class Messenger:
         if self._state == "forked":
             raise ForkedError(
                 f"this messenger was started in process {self._pid}, and this is process "
-                f"{os.getpid()}: locks and greenlets do not survive a fork. Make a Messenger in "
-                "each process, or do not use it before the fork"
+                f"{os.getpid()}: locks and greenlets do not survive a fork. Construct it before "
+                "the fork if you like, but publish and subscribe after it only, in each process "
+                "(under gunicorn --preload: subscribe in the hook post_worker_init)"
             )
         if _get_ident() != self._thread and self._state != "closed":
             raise WrongThreadError(
@@ -308,12 +324,46 @@ class Messenger:
             store.close(deadline)
         finally:
             keep_in_children(self)
+            _running.discard(self)
             self._state = "closed"
+            if self._watch is not None:
+                self._watch.stop()
+
+    def stop_delivering(self, timeout: float = 0.0) -> bool:
+        """End every subscription, standby and follower for good; publishing goes on until close.
+
+        For a process that is about to end and still has requests to answer: subscribers of other
+        processes that stand by take over meanwhile.
+
+        Args:
+            timeout: how many seconds running handlers are waited for; none is killed.
+
+        Returns:
+            Whether all have ended.
+
+        Raises:
+            WrongThreadError, ForkedError: it is not this thread's, or this process's.
+        """
+        if self._state == "running":
+            self._check_usable()
+        self._delivers = False
+        subscriptions = self.subscriptions()
+        for subscription in subscriptions:
+            subscription.request_stop()
+        for follower in list(self._followers):
+            follower.end()
+        deadline = _monotonic() + timeout
+        for subscription in subscriptions:
+            left_s = deadline - _monotonic()
+            if left_s > 0 and not subscription.owns_current_greenlet():
+                subscription.join(left_s)
+        return not any(each.running for each in subscriptions)
 
     def drop_in_child(self) -> None:
         """In a forked child: refuse work, and end the greenlets that came along."""
         self._ready = False
         self._state = "forked"
+        _running.discard(self)
         for subscription in self.subscriptions():
             subscription.drop_in_child()
         if self._closer is not None:
@@ -415,7 +465,7 @@ class Messenger:
         concurrency: int = ...,
         key: Callable[[Message], object] | None = ...,
         standby: bool = ...,
-    ) -> Callable[[Handler], Handler]: ...
+    ) -> Callable[[HandlerT], HandlerT]: ...
 
     def subscribe(
         self,
@@ -430,7 +480,7 @@ class Messenger:
         concurrency: int = 1,
         key: Callable[[Message], object] | None = None,
         standby: bool = False,
-    ) -> Subscription | Callable[[Handler], Handler]:
+    ) -> Subscription | Callable[[HandlerT], HandlerT]:
         """Call ``handler(message)`` with every message of a channel, in log order.
 
         The position is stored under ``subscriber_id`` when this returns, and survives crashes.
@@ -466,14 +516,13 @@ class Messenger:
             if not callable(handler):
                 raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
             self._check_usable()
-            if self._state == "closing":
-                raise MessengerClosedError("the messenger is closed")
+            self._check_delivers()
             return self._subscriptions.add(channel, subscriber_id, handler, policy, options)
 
         if handler is not None:
             return subscribe(handler)
 
-        def decorate(handler: Handler) -> Handler:
+        def decorate(handler: HandlerT) -> HandlerT:
             subscribe(handler)
             return handler
 
@@ -493,7 +542,9 @@ class Messenger:
         self._check_usable()
         self._subscriptions.remove(channel, subscriber_id)
 
-    def register_payload_type(self, payload_type: str, cls: Callable[..., Any]) -> None:
+    def register_payload_type(
+        self, payload_type: str, cls: type[Any] | Callable[[Any], Any]
+    ) -> None:
         """Deliver payloads of this type as instances of ``cls``.
 
         Args:
@@ -560,8 +611,16 @@ class Messenger:
             InvalidChannelNameError, ValueError, TypeError: an argument is wrong.
             StorageError: the channel cannot be read.
         """
-        log = self._check_usable().log(check_channel(channel))
-        return Follower(self._check_usable(), log, line_limit(self.config, channel), start)
+        store = self._check_usable()
+        log = store.log(check_channel(channel))
+        self._check_delivers()
+        follower = Follower(store, log, line_limit(self.config, channel), start)
+        self._followers.add(follower)
+        return follower
+
+    def _check_delivers(self) -> None:
+        if self._state == "closing" or not self._delivers:
+            raise MessengerClosedError("the messenger is closed, or about to be")
 
     def stats(self) -> Stats:
         """Return what this messenger and its data directory hold and have done.
@@ -574,6 +633,25 @@ class Messenger:
         return collect_stats(
             store, self.instance_name, self.subscriptions(), self._latencies, peers
         )
+
+
+def running_messengers() -> list[Messenger]:
+    """Return the messengers of this process and thread that were started and are not closed."""
+    return [each for each in _running if each._thread == _get_ident()]
+
+
+@atexit.register
+def _let_handlers_finish() -> None:
+    """What is not closed when the program ends: let running handlers finish, save positions.
+
+    No more than that: threads, which close() may need, cannot be started any more.
+    """
+    left = running_messengers()
+    for messenger in left:
+        messenger.stop_delivering()
+    deadline = _monotonic() + CLOSE_TIMEOUT_S
+    for messenger in left:
+        messenger.stop_delivering(max(0.0, deadline - _monotonic()))
 
 
 def _called_from_inside() -> bool:

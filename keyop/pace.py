@@ -17,12 +17,16 @@ class Pace:
 
     ``until`` is the end of the slice, in ``time.monotonic()`` seconds. Setting it to 0 makes the
     owner give way after its next piece of work.
+
+    Args:
+        slice_s: how long it may go on, in seconds.
     """
 
-    __slots__ = ("until",)
+    __slots__ = ("_slice_s", "until")
 
-    def __init__(self) -> None:
-        self.until = monotonic() + SLICE_S
+    def __init__(self, slice_s: float = SLICE_S) -> None:
+        self._slice_s = slice_s
+        self.until = monotonic() + slice_s
 
     def step(self) -> None:
         """Let the others run if the slice is used up."""
@@ -32,4 +36,4 @@ class Pace:
     def give_way(self) -> None:
         """Let the others run and begin a new slice."""
         gevent.sleep(SHORTEST_SLEEP_S)
-        self.until = monotonic() + SLICE_S
+        self.until = monotonic() + self._slice_s

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import gevent
+
 from keyop.errors import OffsetError, StorageError
 from keyop.latency import MessengerLatencies, Percentiles
 from keyop.names import HUB_PREFIX, PEER_PREFIX
+from keyop.pace import Pace
 from keyop.storage.log import Log
 from keyop.storage.offsets import read_all
 from keyop.storage.segment import list_segments
@@ -136,7 +139,7 @@ def collect_stats(
     latencies: MessengerLatencies,
     peers: Iterable[PeerStats] = (),
 ) -> Stats:
-    """Look at the directory and at the running subscriptions.
+    """Look at the directory and at the running subscriptions; others run meanwhile.
 
     Raises:
         StorageError: the data directory cannot be read.
@@ -144,9 +147,7 @@ def collect_stats(
     by_name = {(each.channel, each.subscriber_id): each for each in running if each.active}
     logs = {log.channel: log for log in store.logs()}
     try:
-        channels = tuple(
-            _channel(store, channel, by_name, logs.get(channel)) for channel in store.channels()
-        )
+        channels = tuple(_channels(store, by_name, logs))
     except OSError as error:
         raise StorageError(f"{store.data_dir} cannot be read: {error}") from error
     latency = LatencyStats(
@@ -177,6 +178,17 @@ def _with_backlogs(
         if own_id.startswith(PEER_PREFIX):
             name = own_id.removeprefix(PEER_PREFIX)
             yield PeerStats(name, "client", "", "away", position_id=own_id, backlog_bytes=backlog)
+
+
+def _channels(
+    store: Store, running: dict[tuple[str, str], Subscription], logs: dict[str, Log]
+) -> Iterator[ChannelStats]:
+    """Yield all; others run meanwhile, unless it is the loop itself that asks."""
+    pace = None if gevent.getcurrent() is gevent.get_hub() else Pace()
+    for channel in store.channels():
+        yield _channel(store, channel, running, logs.get(channel))
+        if pace is not None:
+            pace.step()
 
 
 def _channel(

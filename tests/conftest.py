@@ -92,6 +92,16 @@ def no_leaks(request: pytest.FixtureRequest, warm_hub: None) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def children_are_waited_for_by_their_parents() -> Iterator[None]:
+    """Undo what gevent's own subprocess module does for good: the loop reaps all children.
+
+    Other tests' ``subprocess.Popen`` would take a child that was reaped so for one that ended well.
+    """
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
     """Fail a test that runs longer than a minute, showing what everybody was doing."""
     testing = greenlet.getcurrent()

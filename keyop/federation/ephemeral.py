@@ -244,7 +244,9 @@ class EphemeralMessenger:
         self._connected.wait()
         self._check_usable()
 
-    def register_payload_type(self, payload_type: str, cls: Callable[..., Any]) -> None:
+    def register_payload_type(
+        self, payload_type: str, cls: type[Any] | Callable[[Any], Any]
+    ) -> None:
         """Deliver payloads of this type as instances of ``cls``.
 
         Raises:

@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 # A peer that sends more than this without waiting for acknowledgements waits, with all it sends.
 MAX_QUEUED_BYTES = 8 << 20
 # Batches that have come meanwhile are written together, so many bytes of them.
-_MAX_COMMIT_BYTES = 1 << 20
+_MAX_COMMIT_BYTES = 256 << 10
+# A peer that floods this one costs everybody else no more than that at each turn, of which a
+# message of theirs needs several: to be read, stored, delivered and acknowledged.
+_SLICE_S = 0.0004
 
 
 class ReceiverCounters:
@@ -99,7 +102,7 @@ class Receiver:
         self._errand.call()
 
     def _work(self) -> None:
-        pace = Pace()
+        pace = Pace(_SLICE_S)
         while self._queue and not self._broken:
             batches = self._next_batches()
             try:

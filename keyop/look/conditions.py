@@ -10,6 +10,8 @@ from keyop.rawjson import as_value
 
 _ENVELOPE = (*TEXT_FIELDS, *OPTIONAL_TEXT_FIELDS, "v", "route", "subscriber")
 _MISSING = object()
+# Nobody means deeper ones; looking them up recurses.
+_MAX_NAMES = 100
 
 
 class Condition(NamedTuple):
@@ -41,7 +43,7 @@ def _look_up(value: object, path: str) -> object:
     name, dot, rest = path.partition(".")
     if isinstance(value, dict):
         found = value.get(name, _MISSING)
-    elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+    elif isinstance(value, list) and name.isdecimal() and len(name) < 20 and int(name) < len(value):
         found = value[int(name)]
     else:
         return _MISSING
@@ -62,7 +64,8 @@ def parse_condition(text: str) -> Condition:
         ValueError: it is not of that form.
     """
     path, equals, value = text.partition("=")
-    if not equals or not all(path.split(".")):
+    names = path.split(".")
+    if not equals or not all(names) or len(names) > _MAX_NAMES:
         raise ValueError(
             f"{text!r} is not KEY=VALUE, such as payload_type=com.example.T or customer.id=7"
         )

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
 from keyop.channel_view import ChannelView
 from keyop.inspection import DataDirectory
 from keyop.look.records import Reader
+from keyop.pace import Pace
 from keyop.timestamps import parse
 
 # So much of a channel is read to count what is pending; what is beyond is estimated.
 _COUNT_BYTES = 32 << 20
 _SAMPLE_BYTES = 1 << 20
+# So much is counted between two looks at the clock.
+_STEP_BYTES = 512 << 10
 # So many records are looked at for the first one that says when it is from.
 _LOOKS = 16
+
+
+class Effort(NamedTuple):
+    """How much of a channel is read to count; of what is beyond, a sample is."""
+
+    count_bytes: int
+    sample_bytes: int
 
 
 class Pending(NamedTuple):
@@ -27,37 +37,85 @@ class Pending(NamedTuple):
 
 
 def pending(
-    directory: DataDirectory, view: ChannelView, max_record_bytes: int
+    directory: DataDirectory,
+    view: ChannelView,
+    max_record_bytes: int,
+    effort: Effort | None = None,
+    known: Mapping[int, Pending] | None = None,
 ) -> dict[int, Pending]:
     """Return what is pending at each position of a channel's subscribers.
+
+    Args:
+        effort: None reads as much as somebody who asks once has the patience for.
+        known: what an earlier look has found, whose stamps hold good.
 
     Raises:
         StorageError: the channel cannot be read.
     """
+    if effort is None:
+        effort = Effort(_COUNT_BYTES, _SAMPLE_BYTES)
+    known = known or {}
     offsets = {each.offset for each in view.subscribers if each.offset is not None}
-    counts = _count(directory, view.channel, offsets, view.end)
-    with Reader(directory, view.channel, max_record_bytes) as reader:
-        return {
-            offset: Pending(*counts[offset], _oldest(reader, offset, view.end))
-            for offset in offsets
-        }
+    counts = _count(directory, view.channel, offsets, view.end, effort)
+    found: dict[int, Pending] = {}
+    pace = Pace()
+    with Reader(directory, view.channel, max_record_bytes, known=True) as reader:
+        for offset in offsets:
+            before = known.get(offset)
+            if offset >= view.end:
+                oldest = None
+            elif before is not None and before.oldest is not None and offset >= view.start:
+                oldest = before.oldest
+            else:
+                oldest = _oldest(reader, offset, view.end)
+            found[offset] = Pending(*counts[offset], oldest)
+            pace.step()
+    return found
+
+
+def count_records(directory: DataDirectory, channel: str, start: int, end: int) -> int:
+    """Return how many records begin between two boundaries, and let others run meanwhile.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    total, pace = 0, Pace()
+    while start < end:
+        stop = min(end, start + _STEP_BYTES)
+        total += directory.count_records(channel, start, stop)
+        start = stop
+        pace.step()
+    return total
+
+
+def estimate_records(
+    directory: DataDirectory, channel: str, start: int, end: int, effort: Effort
+) -> tuple[int, bool]:
+    """Return how many records are between two boundaries, and whether that is an estimate.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    if end - start <= effort.count_bytes:
+        return count_records(directory, channel, start, end), False
+    sample = count_records(directory, channel, start, start + effort.sample_bytes)
+    return max(1, (end - start) * sample // effort.sample_bytes), True
 
 
 def _count(
-    directory: DataDirectory, channel: str, offsets: Iterable[int], end: int
+    directory: DataDirectory, channel: str, offsets: Iterable[int], end: int, effort: Effort
 ) -> dict[int, tuple[int, bool]]:
     """Count back from the end, each stretch once; tell whether some of it was estimated."""
     found: dict[int, tuple[int, bool]] = {}
-    total, estimated, budget, high = 0, False, _COUNT_BYTES, end
+    total, estimated, budget, high = 0, False, effort.count_bytes, end
     for offset in sorted(offsets, reverse=True):
         size = max(0, high - offset)
-        if size <= budget:
-            total += directory.count_records(channel, offset, high)
-            budget -= size
-        else:
-            sample = directory.count_records(channel, offset, offset + _SAMPLE_BYTES)
-            total += max(1, size * sample // _SAMPLE_BYTES)
-            estimated = True
+        count, guessed = estimate_records(
+            directory, channel, offset, offset + size, effort._replace(count_bytes=budget)
+        )
+        total += count
+        estimated = estimated or guessed
+        budget -= 0 if guessed else size
         found[offset] = total, estimated
         high = min(high, offset)
     return found
@@ -67,5 +125,8 @@ def _oldest(reader: Reader, offset: int, end: int) -> datetime | None:
     records = reader.read(offset, end)
     for found, _ in zip(records, range(_LOOKS), strict=False):
         if found.fields is not None:
-            return parse(found.fields["ts"])
+            try:
+                return parse(found.fields["ts"])
+            except ValueError:  # some other writer's idea of a time
+                continue
     return None

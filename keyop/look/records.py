@@ -49,13 +49,18 @@ Accept = Callable[[Found], bool]
 class Reader:
     """Reads a channel from any place on. Must be closed.
 
+    Args:
+        known: that there is such a channel has been seen just now.
+
     Raises:
         StorageError: there is no such channel.
         InvalidChannelNameError: that is no channel's name.
     """
 
-    def __init__(self, directory: DataDirectory, channel: str, max_record_bytes: int) -> None:
-        if check_channel(channel) not in directory.names():
+    def __init__(
+        self, directory: DataDirectory, channel: str, max_record_bytes: int, known: bool = False
+    ) -> None:
+        if not known and check_channel(channel) not in directory.names():
             raise StorageError(
                 f"there is no channel {channel!r} in {directory.path}; 'keyop channels' lists them"
             )
@@ -147,7 +152,7 @@ class Reader:
                 if end is not None and each.offset >= end:
                     return
                 yield each
-            pace.step()
+                pace.step()
 
     def _read_some(self) -> Lines | Skipped | None:
         with self._directory.reading():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -11,10 +10,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 from keyop.channel_view import ChannelView, SubscriberView
-from keyop.deadletters import DeadLetters
 from keyop.inspection import DataDirectory
-from keyop.look.lag import Pending, pending
+from keyop.look.lag import Effort, Pending, count_records, estimate_records, pending
+from keyop.look.letters import WaitingLetters
 from keyop.names import dead_letter_channel, is_dead_letter
+from keyop.pace import Pace
 
 
 @dataclass(frozen=True)
@@ -95,29 +95,42 @@ class Sample:
 
 @dataclass
 class Sampler:
-    """Takes samples of one data directory; each but the first has rates since the one before."""
+    """Takes samples of one data directory; each but the first has rates since the one before.
+
+    ``effort`` bounds what is read of each channel to count messages; with None, rates are exact,
+    and lags as exact as :func:`keyop.look.lag.pending` has them.
+    """
 
     directory: DataDirectory
     max_record_bytes: int
+    effort: Effort | None = None
     _before: dict[str, ChannelView] = field(default_factory=dict)
     _before_s: float | None = None
-    # Counting dead letters reads all of them, so it is done again only when something changed.
-    _counted: dict[str, tuple[object, int]] = field(default_factory=dict)
+    _behind: dict[str, dict[int, Pending]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.letters = WaitingLetters(self.directory, self.max_record_bytes)
 
     def take(self) -> Sample:
-        """Look at everything.
+        """Look at everything. Others run meanwhile; only one greenlet may do so at a time.
 
         Raises:
             StorageError: the data directory cannot be read.
         """
         now_s, now = time.monotonic(), datetime.now(timezone.utc)
-        views = [view for view in self.directory.channels() if not view.abandoned]
+        pace = Pace()
+        found = self.directory.channels(progress=lambda done, names: pace.step())
+        views = [view for view in found if not view.abandoned]
         interval_s = None if self._before_s is None else now_s - self._before_s
         by_name = {view.channel: view for view in views}
-        rows = tuple(self._row(view, by_name, interval_s, now) for view in views)
+        rows = []
+        for view in views:
+            rows.append(self._row(view, by_name, interval_s, now))
+            pace.step()
         self._before, self._before_s = by_name, now_s
+        self._behind = {name: self._behind[name] for name in by_name}
         return Sample(
-            now, interval_s, free_bytes(self.directory.path), rows, slowest_subscriber(views)
+            now, interval_s, free_bytes(self.directory.path), tuple(rows), slowest_subscriber(views)
         )
 
     def _row(
@@ -127,10 +140,19 @@ class Sampler:
         interval_s: float | None,
         now: datetime,
     ) -> Row:
-        behind = pending(self.directory, view, self.max_record_bytes)
+        behind = self._behind[view.channel] = pending(
+            self.directory,
+            view,
+            self.max_record_bytes,
+            self.effort,
+            self._behind.get(view.channel),
+        )
         before = self._before.get(view.channel)
+        known = () if before is None else before.subscribers
+        offsets = {each.subscriber_id: each.offset for each in known}
         positions = tuple(
-            _position(each, behind, before, interval_s, now) for each in view.subscribers
+            _position(each, behind, offsets.get(each.subscriber_id), interval_s, now)
+            for each in view.subscribers
         )
         slowest = max(
             positions,
@@ -141,8 +163,7 @@ class Sampler:
         if interval_s is not None:
             begin = view.start if before is None else max(before.end, view.start)
             bytes_per_s = max(0, view.end - begin) / interval_s
-            count = self.directory.count_records(view.channel, begin, view.end)
-            messages_per_s = count / interval_s
+            messages_per_s = self._count(view.channel, begin, view.end) / interval_s
         return Row(
             view.channel,
             view.segments,
@@ -170,26 +191,25 @@ class Sampler:
         log = views.get(dead_letter_channel(channel))
         if log is None:
             return 0
-        letters = DeadLetters(self.directory, channel, self.max_record_bytes)
-        state = (log.start, log.end, _change_time(letters.done.path))
-        if self._counted.get(channel, (None, 0))[0] != state:
-            self._counted[channel] = (state, letters.count())
-        return self._counted[channel][1]
+        return self.letters.count(channel, log.start, log.end)
+
+    def _count(self, channel: str, begin: int, end: int) -> int:
+        if self.effort is None:
+            return count_records(self.directory, channel, begin, end)
+        return estimate_records(self.directory, channel, begin, end, self.effort)[0]
 
 
 def _position(
     view: SubscriberView,
     behind: dict[int, Pending],
-    before: ChannelView | None,
+    before: int | None,
     interval_s: float | None,
     now: datetime,
 ) -> PositionRow:
     what = None if view.offset is None else behind[view.offset]
     rate = None
     if interval_s is not None and view.offset is not None and before is not None:
-        old = {each.subscriber_id: each.offset for each in before.subscribers}
-        offset = old.get(view.subscriber_id)
-        rate = None if offset is None else max(0, view.offset - offset) / interval_s
+        rate = max(0, view.offset - before) / interval_s
     age = None if what is None or what.oldest is None else (now - what.oldest).total_seconds()
     return PositionRow(
         view.subscriber_id,
@@ -202,13 +222,6 @@ def _position(
         None if age is None else max(0.0, age),
         rate,
     )
-
-
-def _change_time(path: str) -> int | None:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:  # nothing is done with yet
-        return None
 
 
 def total(counts: Iterable[Any]) -> Any:

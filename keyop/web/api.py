@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import datetime, timezone
-from time import monotonic
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import orjson
 
-from keyop.deadletter_view import Record, read_details, read_letter
+from keyop.deadletter_view import Record, read_details
 from keyop.deadletters import DeadLetters
 from keyop.decode import strip_checksum
 from keyop.look.conditions import all_hold, parse_condition
+from keyop.look.letters import Page
 from keyop.look.moments import place
 from keyop.look.records import Found, Reader
 from keyop.look.sample import Row
-from keyop.names import DEAD_LETTER_SUFFIX, check_channel, dead_letter_channel
+from keyop.names import (
+    DEAD_LETTER_SUFFIX,
+    check_channel,
+    check_publish_channel,
+    dead_letter_channel,
+)
+from keyop.pace import Pace
 from keyop.requeue import Requeue
-from keyop.stats import ChannelStats
+from keyop.stats import ChannelStats, PeerStats
+from keyop.storage.position import Position
 from keyop.version import __version__
 from keyop.web.events import CONTENT_TYPE, event_stream
 from keyop.web.host import Host
-from keyop.web.http import HTTPError, Request, Response, json_response
+from keyop.web.http import HTTPError, Request, Response, json_response, printable
 from keyop.web.observer import Observer
+from keyop.web.paging import PAGE_BYTES, page_before, page_from
 from keyop.web.troubles import find_troubles
 
 _MAX_MESSAGES = 500
-# A request looks no longer for what fits a filter, and says where to go on.
-_LOOK_S = 1.0
 _RAW_BYTES = 4096
+# Longer numbers are no offsets.
+_MAX_OFFSET = (1 << 63) - 1
+# That a browser has gone is seen when something is sent to it.
+_HEARTBEAT_S = 5.0
 
 
 class Api:
@@ -48,7 +56,7 @@ class Api:
         """Return how everything stands."""
         sample = self._observer.sample()
         messenger = self._messenger
-        stats = messenger.stats()
+        stats = self._observer.stats()
         try:
             disk_total = shutil.disk_usage(stats.data_dir).total
         except OSError:  # shown as unknown
@@ -63,16 +71,12 @@ class Api:
                 "version": __version__,
                 "time": sample.time,
                 "started": self._started,
-                "data_dir": stats.data_dir,
+                "data_dir": printable(stats.data_dir),
                 "disk": {"free_bytes": sample.disk_free_bytes, "total_bytes": disk_total},
                 "totals": sample.totals,
-                "latency": {
-                    "publish": asdict(stats.latency.publish),
-                    "consume": asdict(stats.latency.consume),
-                    "handler": asdict(stats.latency.handler),
-                },
+                "latency": stats.latency,
                 "channels": [_channel(row, by_name.get(row.channel)) for row in sample.rows],
-                "peers": [asdict(peer) for peer in stats.peers],
+                "peers": [_peer(each, sample.time) for each in stats.peers],
                 "warnings": [each.as_json() for each in troubles],
             }
         )
@@ -88,9 +92,9 @@ class Api:
         """Return some messages, from a place on or before one."""
         limit = request.number("limit", 100, 1, _MAX_MESSAGES)
         text = request.one("text").casefold()
+        position = _place(request.one("from", "latest"))
         try:
             conditions = tuple(map(parse_condition, request.all("where")))
-            position = place(request.one("from", "latest"))
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
 
@@ -103,46 +107,45 @@ class Api:
             start, end = reader.bounds()
             if request.all("before"):
                 high = request.number("before", 0, 0, end)
-                begin = self._so_many_before(reader, limit, start, high, accept)
+                page = page_before(reader, start, high, limit, accept)
             elif position == "latest":
-                high = end
-                begin = self._so_many_before(reader, limit, start, end, accept)
+                page = page_before(reader, start, end, limit, accept)
             else:
-                high, begin = end, reader.resolve(position)
-            shown, behind, more = _collect(reader, begin, high, limit, accept)
+                page = page_from(reader, reader.resolve(position), end, limit, accept)
+            pace, messages = Pace(), []
+            for found in page.shown:
+                messages.append(_message(found))
+                pace.step()
         return json_response(
             {
                 "channel": channel,
                 "start": start,
                 "end": end,
-                "next": behind,
-                "more": more,
-                "messages": [_message(each) for each in shown],
+                "previous": page.previous if page.previous != start else None,
+                "next": page.next,
+                "more": page.more,
+                "messages": messages,
             }
         )
 
     def _reader(self, channel: str) -> Reader:
         self._check_there(channel)
         limit = self._messenger.config.storage.max_record_bytes
-        return Reader(self._observer.directory, channel, limit)
-
-    @staticmethod
-    def _so_many_before(reader: Reader, limit: int, start: int, end: int, accept: Any) -> int:
-        """Return where the last accepted ones before an offset begin, as far as there is time."""
-        until = monotonic() + _LOOK_S
-
-        def in_time(found: Found) -> bool:
-            # When the time is up everything counts, so that the search ends.
-            return monotonic() > until or bool(accept(found))
-
-        return reader.start_of_last(limit, start, end, in_time, lambda done, total: None)
+        return Reader(self._observer.directory, channel, limit, known=True)
 
     def events(self, request: Request, channel: str) -> Response:
         """Follow a channel."""
-        last = request.header("Last-Event-ID") or request.one("from")
-        with self._reader(channel):  # one that is not there is not made
-            pass
-        return Response(event_stream(self._messenger, channel, last), CONTENT_TYPE)
+        last = request.header("Last-Event-ID")
+        if not (last.isascii() and last.isdigit() and int(last[:20]) <= _MAX_OFFSET):
+            last = ""  # it is none of ours
+        position = _place(request.one("from", "latest"))
+        self._check_there(channel)  # one that is not there is not made
+        if request.method == "HEAD":
+            return Response(b"", CONTENT_TYPE)
+        stream = event_stream(
+            self._messenger, channel, last, start=position, heartbeat_s=_HEARTBEAT_S
+        )
+        return Response(stream, CONTENT_TYPE, headers=_UNBUFFERED)
 
     # -- dead letters
 
@@ -150,23 +153,18 @@ class Api:
         """Return dead letters, oldest first."""
         limit = request.number("limit", 100, 1, _MAX_MESSAGES)
         after = request.one("after")
-        letters, count, seen, more = self._letters(channel), 0, not after, False
-        shown: list[Record] = []
-        for record in letters.waiting():
-            count += 1
-            if seen and len(shown) < limit:
-                shown.append(record)
-            else:
-                more = seen
-            seen = seen or record.id == after
-        return json_response(
-            {
-                "channel": letters.channel,
-                "count": count,
-                "letters": [_letter(each, letters.channel) for each in shown],
-                "more": more,
-            }
-        )
+        name = self._check_failed(channel)
+        waiting = self._observer.sampler.letters
+        count, page = 0, Page([], False)
+        if dead_letter_channel(name) in self._observer.directory.names():
+            with self._reader(dead_letter_channel(name)) as reader:
+                count = waiting.count(name, *reader.bounds())
+            page = waiting.page(name, after, limit, PAGE_BYTES)
+        pace, shown = Pace(), []
+        for record in page.letters:
+            shown.append(_letter(record, name))
+            pace.step()
+        return json_response({"channel": name, "count": count, "letters": shown, "more": page.more})
 
     def requeue(self, request: Request, channel: str) -> Response:
         """Send dead letters again."""
@@ -186,14 +184,30 @@ class Api:
         if not {check_channel(each) for each in channels} & set(self._observer.directory.names()):
             raise HTTPError(404, f"there is no channel {channels[0]!r}")
 
-    def _letters(self, channel: str) -> DeadLetters:
-        name = channel.removesuffix(DEAD_LETTER_SUFFIX)
+    def _check_failed(self, channel: str) -> str:
+        """Return the channel in which messages failed; it may be named by its dead letters."""
+        name = check_publish_channel(channel.removesuffix(DEAD_LETTER_SUFFIX))
         self._check_there(name, dead_letter_channel(name))
-        limit = self._messenger.config.storage.max_record_bytes
-        return DeadLetters(self._observer.directory, channel, limit)
+        return name
 
     def _requeue(self, channel: str) -> Requeue:
-        return Requeue(self._letters(channel), self._messenger.config.storage.segment_bytes)
+        storage = self._messenger.config.storage
+        letters = DeadLetters(
+            self._observer.directory, self._check_failed(channel), storage.max_record_bytes
+        )
+        return Requeue(letters, storage.segment_bytes)
+
+
+# Proxies that gather what they pass on must not do so.
+_UNBUFFERED = {"X-Accel-Buffering": "no"}
+
+
+def _place(text: str) -> Position:
+    try:
+        position = place(text)
+    except ValueError as error:
+        raise HTTPError(400, f"from: {error}") from None
+    return min(position, _MAX_OFFSET) if isinstance(position, int) else position
 
 
 def _channel(row: Row, stats: ChannelStats | None) -> dict[str, Any]:
@@ -209,29 +223,29 @@ def _channel(row: Row, stats: ChannelStats | None) -> dict[str, Any]:
         "messages_per_s": row.messages_per_s,
         "failed": None if stats is None else stats.failed,
         **counted,
-        "subscribers": [asdict(each) for each in row.positions],
+        "subscribers": row.positions,
+    }
+
+
+def _peer(peer: PeerStats, now: datetime) -> dict[str, Any]:
+    since = None if peer.connected_s is None else now - timedelta(seconds=peer.connected_s)
+    return {
+        "name": peer.name,
+        "kind": peer.kind,
+        "address": peer.address,
+        "state": "connecting" if peer.state in ("waiting", "stopped") else peer.state,
+        "since": since,
+        "detail": peer.detail,
+        "reconnects": peer.reconnects,
+        "backlog_bytes": peer.backlog_bytes,
+        "round_trip_s": peer.round_trip_s,
+        "sent": peer.sent,
+        "received": peer.received,
+        "failures": peer.failures,
     }
 
 
 _COUNTED = ("published", "waits", "retries", "dropped_bytes")
-
-
-def _collect(
-    reader: Reader, begin: int, end: int, limit: int, accept: Any
-) -> tuple[list[Found], int, bool]:
-    """Return accepted ones between two offsets, where to go on, and whether there may be more."""
-    shown: list[Found] = []
-    behind, until = begin, monotonic() + _LOOK_S
-    records: Iterator[Found] = reader.read(begin, end)
-    for found in records:
-        if len(shown) >= limit:
-            return shown, found.offset, True
-        behind = found.end
-        if accept(found):
-            shown.append(found)
-        elif monotonic() > until:
-            return shown, behind, True
-    return shown, behind, False
 
 
 def _message(found: Found) -> dict[str, Any]:
@@ -256,7 +270,8 @@ def _fragment(text: bytes) -> orjson.Fragment | None:
 
 
 def _letter(record: Record, channel: str) -> dict[str, Any]:
-    letter, details = read_letter(record, channel), read_details(record, channel)
+    details = read_details(record, channel)
+    letter = details.letter
     original: Any = None
     if details.original_json is not None:
         original = _fragment(details.original_json)

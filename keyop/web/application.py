@@ -9,10 +9,13 @@ from importlib.resources import files
 from typing import Any
 
 from keyop.errors import (
+    ForkedError,
     InvalidChannelNameError,
     KeyopError,
     MessengerClosedError,
     PublishTimeoutError,
+    ReservedChannelNameError,
+    WrongThreadError,
 )
 from keyop.web.api import Api
 from keyop.web.guard import Guard
@@ -25,6 +28,7 @@ from keyop.web.http import (
     StartResponse,
     error_response,
     json_response,
+    printable,
 )
 from keyop.web.observer import Observer
 
@@ -39,6 +43,8 @@ _CONTENT_TYPES = {
 _STATIC = re.compile(r"/(?:static/)?([A-Za-z0-9][A-Za-z0-9_.-]*\.(html|css|js|svg))")
 _CHANNEL = re.compile(r"/api/v1/channels/([^/]+)/(messages|events|dead-letters)")
 _LETTERS = re.compile(r"/api/v1/channels/([^/]+)/dead-letters/(requeue|purge)")
+
+_UNUSABLE = (MessengerClosedError, ForkedError, WrongThreadError, PublishTimeoutError)
 
 Answer = Callable[[Request], Response]
 
@@ -76,27 +82,30 @@ class Application:
             response = self._answer(request)
         except HTTPError as error:
             response = error_response(error)
-        except InvalidChannelNameError as error:
+        except (InvalidChannelNameError, ReservedChannelNameError) as error:
             response = error_response(HTTPError(400, str(error)))
-        except (MessengerClosedError, PublishTimeoutError) as error:
+        except _UNUSABLE as error:
             response = error_response(HTTPError(503, str(error)))
         except KeyopError as error:
-            response = error_response(HTTPError(409, str(error)))
+            # What was to be changed is not as the client thought, or it cannot be looked at.
+            status = 409 if request.method == "POST" else 503
+            response = error_response(HTTPError(status, str(error)))
         # A fault of keyop's own must not end the connection without a word.
         except Exception:
             logger.exception("%s %s failed", request.method, request.path)
             response = error_response(HTTPError(500, "this failed; the log says why"))
-        return response.send(start_response)
+        return response.send(start_response, request.method == "HEAD")
 
     def _answer(self, request: Request) -> Response:
         if request.path == "/healthz":
-            return self._health()
-        if request.path in ("", "/"):
-            if not request.path:  # relative addresses would lead elsewhere
-                return self._redirect(request)
-            return _static("index.html", "html")
+            return self._looked(request, self._health)
+        if not request.path:  # relative addresses would lead elsewhere
+            return self._looked(request, self._redirect)
+        if request.path == "/":
+            return self._looked(request, lambda _: _static("index.html", "html"))
         if (found := _STATIC.fullmatch(request.path)) is not None:
-            return _static(*found.groups())
+            name, extension = found.groups()
+            return self._looked(request, lambda _: _static(name, extension))
         if request.path == "/api/v1/login":
             return self._changed(request, self._guard.log_in)
         if request.path == "/api/v1/logout":
@@ -108,7 +117,7 @@ class Application:
         api = self._api
         path = request.path
         if path == "/metrics":
-            return self._expose(request)
+            return self._looked(request, self._expose)
         if path == "/api/v1/overview":
             return self._looked(request, api.overview)
         if path == "/api/v1/history":
@@ -139,25 +148,24 @@ class Application:
             raise HTTPError(405, "this is done with POST", Allow="POST")
         return answer(request)
 
-    def _health(self) -> Response:
+    def _health(self, request: Request) -> Response:
         """Answer whether this process lives, and whether it can do its work."""
-        messenger = self._messenger
-        failed = []
-        if not messenger.closing:
-            try:
-                failed = [each.channel for each in messenger.stats().channels if each.failed]
-            except KeyopError as error:
-                return self._unready(str(error))
+        messenger, why = self._messenger, ""
+        try:
+            failed = [] if messenger.closing else self._observer.stats().channels
+            names = [each.channel for each in failed if each.failed]
+            if names:
+                why = f"logs have failed: {', '.join(names)}"
+        except KeyopError as error:
+            why = str(error)
         if messenger.closing:
-            return self._unready("the messenger is closed")
-        if failed:
-            return self._unready(f"logs have failed: {', '.join(failed)}")
-        return json_response({"live": True, "ready": True})
-
-    @staticmethod
-    def _unready(why: str) -> Response:
-        body = json_response({"live": True, "ready": False, "why": why}).body
-        return Response(body, status=503)
+            why = "the messenger is closed"
+        if not why:
+            return json_response({"live": True, "ready": True})
+        answer: dict[str, Any] = {"live": True, "ready": False}
+        if self._guard.admits(request):  # others need not know more
+            answer["why"] = printable(why)
+        return Response(json_response(answer).body, status=503)
 
     def _expose(self, request: Request) -> Response:
         if self._metrics is None:
@@ -167,7 +175,7 @@ class Application:
                 raise HTTPError(
                     501, "metrics need the package prometheus-client: pip install 'keyop[web]'"
                 ) from None
-            self._metrics = Metrics(self._observer.sample, self._messenger.stats)
+            self._metrics = Metrics(self._observer.sample, self._observer.stats)
         body, content_type = self._metrics.expose(request.header("Accept"))
         return Response(body, content_type)
 

@@ -1,20 +1,21 @@
 """Who may see the page, and who may change anything.
 
 Without a token only this machine may, and only under a name of this machine: a page of somebody
-else's whose name was made to lead here (DNS rebinding) is refused. With one, it is sent as
-``Authorization: Bearer``, or as the cookie that logging in gives.
+else's whose name was made to lead here (DNS rebinding) is refused, and so is what a proxy on this
+machine says that it passes on. With one, it is sent as ``Authorization: Bearer``, or as the cookie
+that logging in gives.
 """
 
 from __future__ import annotations
 
 import hmac
-from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
-from urllib.parse import urlsplit
+from ipaddress import IPv6Address, ip_address
+from urllib.parse import quote, urlsplit
 
 from keyop.web.http import HTTPError, Request, Response
 
-_COOKIE = "keyop"
+# With one of these, somebody else asks than who is connected. What they say is not believed.
+_OF_PROXIES = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 _MAX_AGE_S = 7 * 24 * 3600
 
 
@@ -29,8 +30,10 @@ class Guard:
     def __init__(self, token: str, trusting: bool = False) -> None:
         self._token = token
         self._trusting = trusting
-        # The browser keeps this, which is worth nothing elsewhere.
-        self._cookie = hmac.new(token.encode(), b"keyop page", "sha256").hexdigest()
+        # The browser keeps this, which is worth nothing elsewhere. Ports of one host share their
+        # cookies, so another instance's has another name.
+        self._cookie = _digest(token, "keyop page")
+        self._cookie_name = "keyop-" + _digest(token, "keyop page, name")[:8]
 
     def check(self, request: Request) -> None:
         """Admit the request.
@@ -49,18 +52,28 @@ class Guard:
                     "a token is needed: send it as Authorization: Bearer, or log in",
                     WWW_Authenticate="Bearer",
                 )
-        elif not (_is_local(request.environ.get("REMOTE_ADDR", "")) and _host_is_local(request)):
-            raise HTTPError(403, "without web.token only this machine may look, as localhost")
+        elif not (_is_local(request) and _host_is_local(request)):
+            raise HTTPError(
+                403, "without web.token only this machine may look, as localhost and directly"
+            )
+
+    def admits(self, request: Request) -> bool:
+        """Tell whether :meth:`check` would admit the request."""
+        try:
+            self.check(request)
+        except HTTPError:
+            return False
+        return True
 
     def _presents_token(self, request: Request) -> bool:
         scheme, _, value = request.header("Authorization").partition(" ")
         if scheme.lower() == "bearer":
             return _equal(value.strip(), self._token)
-        try:
-            cookie = SimpleCookie(request.header("Cookie")).get(_COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and _equal(cookie.value, self._cookie)
+        # By hand: what is wrong with other people's cookies is not this one's fault.
+        cookies = (each.strip().partition("=") for each in request.header("Cookie").split(";"))
+        return any(
+            name == self._cookie_name and _equal(value, self._cookie) for name, _, value in cookies
+        )
 
     def log_in(self, request: Request) -> Response:
         """Give a cookie to who knows the token.
@@ -79,34 +92,63 @@ class Guard:
         _check_same_origin(request)
         return self._set_cookie(request, "", 0)
 
-    @staticmethod
-    def _set_cookie(request: Request, value: str, max_age_s: int) -> Response:
-        path = request.environ.get("SCRIPT_NAME", "") or "/"
-        cookie = f"{_COOKIE}={value}; Path={path}; Max-Age={max_age_s}; HttpOnly; SameSite=Strict"
+    def _set_cookie(self, request: Request, value: str, max_age_s: int) -> Response:
+        path = quote(request.environ.get("SCRIPT_NAME", ""), encoding="latin-1") or "/"
+        cookie = (
+            f"{self._cookie_name}={value}; Path={path}; Max-Age={max_age_s}; "
+            "HttpOnly; SameSite=Strict"
+        )
         if request.environ.get("wsgi.url_scheme") == "https":
             cookie += "; Secure"
         return Response(status=204, headers={"Set-Cookie": cookie})
 
 
+def _digest(token: str, purpose: str) -> str:
+    return hmac.new(token.encode("utf-8", "surrogatepass"), purpose.encode(), "sha256").hexdigest()
+
+
 def _equal(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
+    """Compare in a time that tells nothing but the length."""
+    return hmac.compare_digest(
+        one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass")
+    )
 
 
 def _check_same_origin(request: Request) -> None:
-    """Refuse what another page makes a browser send; programs send no Origin."""
-    origin = request.header("Origin")
-    site = request.header("Sec-Fetch-Site")
-    if site not in ("", "same-origin", "none") or (
-        origin and urlsplit(origin).netloc != request.header("Host")
-    ):
+    """Refuse what another page makes a browser send.
+
+    Browsers say so in one way or the other, which no page can prevent; programs say nothing.
+    Where both are there, the newer one counts: a proxy that passes on may change the host.
+    """
+    site, origin = request.header("Sec-Fetch-Site"), request.header("Origin")
+    if site:
+        is_own = site in ("same-origin", "none")
+    else:
+        is_own = not origin or _host_of(origin) == request.header("Host").lower() != ""
+    if not is_own:
         raise HTTPError(403, "changes are taken from this page alone, not from another origin")
 
 
-def _is_local(address: str) -> bool:
+def _host_of(origin: str) -> str:
     try:
-        return ip_address(address.partition("%")[0]).is_loopback
+        return urlsplit(origin).netloc.lower()
     except ValueError:
-        return address == ""  # a Unix socket
+        return ""
+
+
+def _is_local(request: Request) -> bool:
+    """Tell whether a program of this machine asks, for itself.
+
+    Through a Unix socket it is a proxy, as a rule, and nobody knows for whom it asks.
+    """
+    if any(request.header(name) for name in _OF_PROXIES):
+        return False
+    try:
+        address = ip_address(request.environ.get("REMOTE_ADDR", "").partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _host_is_local(request: Request) -> bool:

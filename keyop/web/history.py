@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable
 
 from keyop.look.sample import Sample
+from keyop.pace import Pace
 
 INTERVAL_S = 2.0
 _LENGTH = 300
@@ -30,6 +31,8 @@ class History:
     def add(self, sample: Sample) -> None:
         """Take in how things are now; where time has passed without, there is a gap."""
         now = self._now()
+        if self._times and now <= self._times[-1]:  # somebody has set the clock
+            self._forget()
         if self._times and now - self._times[-1] > 2.5 * INTERVAL_S:
             self._append(self._times[-1] + INTERVAL_S, {}, (None, None, None))
         values: dict[str, Values] = {
@@ -38,6 +41,11 @@ class History:
         }
         totals = sample.totals
         self._append(now, values, tuple(totals[name] for name in _TOTALS))
+
+    def _forget(self) -> None:
+        for each in (self._times, *self._total):
+            del each[:]
+        self._channels.clear()
 
     def _append(self, moment: float, values: dict[str, Values], total: Values) -> None:
         self._times.append(moment)
@@ -60,16 +68,28 @@ class History:
                     del each[0]
 
     def as_json(self) -> dict[str, object]:
-        """Return everything as what JSON can hold."""
+        """Return everything as what JSON can hold; others run meanwhile."""
+        pace = Pace()
+        # All of them as of now: they must be of one length.
+        times, total = self._times[:], _copy(self._total)
+        series = {name: _copy(each) for name, each in self._channels.items()}
+        channels = {}
+        for name, each in series.items():
+            channels[name] = _as_json(each)
+            pace.step()
         return {
             "interval_s": INTERVAL_S,
-            "times": [round(moment, 1) for moment in self._times],
-            "total": _as_json(self._total),
-            "channels": {name: _as_json(series) for name, series in self._channels.items()},
+            "times": [round(moment, 1) for moment in times],
+            "total": _as_json(total),
+            "channels": channels,
         }
 
 
 _TOTALS = ("messages_per_s", "bytes_per_s", "largest_lag_bytes")
+
+
+def _copy(series: tuple[array[float], ...]) -> tuple[array[float], ...]:
+    return tuple(each[:] for each in series)
 
 
 def _push(series: tuple[array[float], ...], values: Values) -> None:

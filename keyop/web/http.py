@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
+import gevent
 import orjson
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
-_MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 256 << 10
+# Whoever takes longer to send one is not waited for.
+_BODY_S = 10.0
+# A server that gives each piece its time gets a large body through a slow line.
+_PIECE_BYTES = 64 << 10
 _REASONS = {
     200: "OK",
     204: "No Content",
@@ -22,7 +27,9 @@ _REASONS = {
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     409: "Conflict",
+    411: "Length Required",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     500: "Internal Server Error",
@@ -56,25 +63,37 @@ class Response:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def send(self, start_response: StartResponse) -> Iterable[bytes]:
-        """Send the head; return the body, as WSGI wants it."""
+    def send(self, start_response: StartResponse, head_only: bool = False) -> Iterable[bytes]:
+        """Send the head; return the body, as WSGI wants it, or none."""
         headers = [*_ALWAYS, *self.headers.items()]
         if self.status != 204:
             headers.append(("Content-Type", self.content_type))
-        if isinstance(self.body, bytes):
-            headers.append(("Content-Length", str(len(self.body))))
+            if isinstance(self.body, bytes):
+                headers.append(("Content-Length", str(len(self.body))))
         start_response(f"{self.status} {_REASONS[self.status]}", headers)
-        return [self.body] if isinstance(self.body, bytes) else self.body
+        if not isinstance(self.body, bytes):
+            return self.body
+        if head_only:
+            return []
+        return [
+            self.body[begin : begin + _PIECE_BYTES]
+            for begin in range(0, len(self.body), _PIECE_BYTES)
+        ]
 
 
 def json_response(value: object) -> Response:
     """Return a response of JSON."""
-    return Response(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
+    return Response(orjson.dumps(value))
+
+
+def printable(text: str) -> str:
+    """Return a text that JSON can hold: what in a path is no UTF-8 is shown escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_response(error: HTTPError) -> Response:
     """Return a response that says what is wrong."""
-    body = orjson.dumps({"error": str(error)})
+    body = orjson.dumps({"error": printable(str(error))})
     return Response(body, status=error.status, headers=error.headers)
 
 
@@ -118,16 +137,22 @@ class Request:
         """Return the body, a JSON object.
 
         Raises:
-            HTTPError: it is none, or too large.
+            HTTPError: it is none, or too large, or does not come.
         """
         kind = self.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise HTTPError(415, "the body must be sent as Content-Type: application/json")
-        length = self.environ.get("CONTENT_LENGTH") or "0"
-        if not length.isdigit() or int(length) > _MAX_BODY_BYTES:
-            raise HTTPError(413, f"the body may have at most {_MAX_BODY_BYTES} bytes")
+        length = self.environ.get("CONTENT_LENGTH", "")
+        if not (length.isascii() and length.isdigit()):
+            raise HTTPError(411, "the body must be sent with its Content-Length")
+        if len(length) > 9 or int(length) > MAX_BODY_BYTES:
+            raise HTTPError(413, f"the body may have at most {MAX_BODY_BYTES} bytes")
         try:
-            body = orjson.loads(self.environ["wsgi.input"].read(int(length)))
+            with gevent.Timeout(_BODY_S, HTTPError(408, "the body came too slowly")):
+                sent = self.environ["wsgi.input"].read(int(length))
+            body = orjson.loads(sent)
+        except OSError as error:  # the client has gone, or sends what is no body
+            raise HTTPError(400, f"the body could not be read: {error}") from None
         except orjson.JSONDecodeError as error:
             raise HTTPError(400, f"the body is not JSON: {error}") from None
         if not isinstance(body, dict):

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import gevent
-from gevent.pool import Pool
-from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from keyop.config_rules import split_address
-from keyop.errors import ConfigError
+from keyop.errors import ConfigError, KeyopError
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
 from keyop.storage.locks import FileLock
 from keyop.web.application import app
 from keyop.web.host import Host
+from keyop.web.server import Server
 
 logger = logging.getLogger(__name__)
 
-# An operator's page has a few readers; each that follows a channel keeps one.
-_MAX_CONNECTIONS = 256
-# Whoever sends a request slower than that is not one of them.
-_IDLE_S = 30.0
 _STANDBY_POLL_S = 0.25
-
-
-class _Handler(WSGIHandler):
-    """One connection, whose silence is not waited for."""
-
-    def handle(self) -> None:
-        self.socket.settimeout(_IDLE_S)
-        super().handle()
 
 
 class WebListener:
@@ -42,7 +30,7 @@ class WebListener:
     def __init__(self, messenger: Host, fs: FileSystem) -> None:
         self._messenger = messenger
         self._lock = FileLock(fs, f"{messenger.config.storage.data_dir}/.web.lock")
-        self._server: WSGIServer | None = None
+        self._server: Server | None = None
         self._standby: gevent.Greenlet[[], None] | None = None
 
     @property
@@ -68,33 +56,36 @@ class WebListener:
         self._standby.name = "keyop-web-standby"
 
     def _stand_by(self) -> None:
+        failures = 0
         while not self._messenger.wait_closing(_STANDBY_POLL_S):
             try:
                 if self._lock.try_acquire():
                     self._listen()
                     return
-            except (ConfigError, OSError) as error:
-                logger.error("taking over the page failed, and is tried again: %s", error)
+            # Nothing may end the standby unseen.
+            except Exception as error:
+                failures += 1
+                if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …
+                    logger.error(
+                        "taking over the page failed, and is tried again: %s",
+                        str(error),
+                        exc_info=not isinstance(error, (KeyopError, OSError)),
+                    )
 
     def _listen(self) -> None:
         listen = self._messenger.config.web.listen_addr
-        host, port = split_address(listen)
-        server = WSGIServer(
-            (host, port),
-            app(self._messenger),
-            spawn=Pool(_MAX_CONNECTIONS),
-            log=None,
-            error_log=logger,
-            handler_class=_Handler,
-            environ={"SERVER_NAME": host},
-        )
+        server = Server(split_address(listen), app(self._messenger))
+        why = ""
         try:
             server.start()
         except OSError as error:
-            self._lock.release()
-            raise ConfigError(
-                f"web.listen_addr: {listen} cannot be listened on: {error}"
-            ) from error
+            # gevent adds the address to the text.
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        finally:
+            if not server.started:
+                self._lock.release()
+        if why:  # not inside: whoever keeps the error would keep the socket with it
+            raise ConfigError(f"web.listen_addr: cannot listen on {listen}: {why}")
         self._server = server
         drop_in_children(self)
         logger.debug("the page is at http://%s/", self.address)
@@ -107,11 +98,11 @@ class WebListener:
         server, self._server = self._server, None
         if server is not None:
             keep_in_children(self)
-            server.stop(timeout=timeout_s)
+            server.end(timeout_s)
         self._lock.release()
 
     def drop_in_child(self) -> None:
-        """In a forked child: close the listening socket, which is the parent's."""
+        """In a forked child: the listening socket and all connections are the parent's."""
         server, self._server = self._server, None
         if server is not None:
-            server.socket.close()
+            server.drop_in_child()

@@ -28,6 +28,7 @@ from . import (
     r09_memory,
     r10_bit_flips,
     r11_processes,
+    r12_gunicorn,
     r13_soak,
 )
 from .row import Row, Run, timed
@@ -45,6 +46,7 @@ ROWS = {
     "R9": r09_memory,
     "R10": r10_bit_flips,
     "R11": r11_processes,
+    "R12": r12_gunicorn,
     "R13": r13_soak,
 }
 _MEMORY = Path("/dev/shm")

@@ -1,0 +1,1 @@
+"""Web applications, as docs/embedding.md prints them."""
