@@ -98,6 +98,7 @@ def children_are_waited_for_by_their_parents() -> Iterator[None]:
     Other tests' ``subprocess.Popen`` would take a child that was reaped so for one that ended well.
     """
     yield
+    gevent.get_hub().loop.reset_sigchld()  # which makes it install its handler when next needed
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
