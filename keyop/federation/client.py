@@ -282,16 +282,20 @@ class HubClient:
                     channel, peer, position_id(self.hub), self._outbox.start, sender
                 )
             except (KeyopError, OSError) as error:
-                # It is tried again every second, and told once.
-                if self._lacks.get(channel) != str(error):
-                    logger.error("%s cannot be sent to %s: %s", channel, peer.name, error)
-                self._lacks[channel] = str(error)
+                self._note_lack(channel, error)
                 continue
             self._lacks.pop(channel, None)
             if link.open:
                 sender.add(feed)
             else:
                 feed.close()
+
+    def _note_lack(self, channel: str, error: Exception) -> None:
+        """It is tried again every second, and told once."""
+        if self._lacks.get(channel) != str(error):
+            name = self._name or self.hub.addr
+            logger.error("%s cannot be sent to %s: %s", channel, name, error)
+        self._lacks[channel] = str(error)
 
     def _find_channels(self) -> None:
         """Look for channels that have come into being, here or in another process."""
@@ -300,11 +304,13 @@ class HubClient:
             opened.clear()
             opened.wait(POLL_S)
             try:
+                for channel, error in self._outbox.make_positions().items():
+                    self._note_lack(channel, error)
                 self._add_feeds()
             # Nothing may end it unseen: channels that come later would never be sent.
-            except Exception as error:
-                expected = isinstance(error, (KeyopError, OSError))
-                logger.error("%s: %s", self.hub.addr, error, exc_info=not expected)
+            except Exception as fault:
+                expected = isinstance(fault, (KeyopError, OSError))
+                logger.error("%s: %s", self.hub.addr, fault, exc_info=not expected)
 
     def _note(self, event: AuditEvent, detail: str = "") -> None:
         assert self._peer is not None

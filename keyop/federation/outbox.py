@@ -13,7 +13,7 @@ from functools import partial
 import orjson
 
 from keyop.config import ClientHub
-from keyop.errors import StorageError
+from keyop.errors import KeyopError, StorageError
 from keyop.federation.instance import Instance
 from keyop.fs import FileSystem
 from keyop.names import HUB_PREFIX, is_dead_letter
@@ -46,6 +46,8 @@ class Outbox:
         self.hub = hub
         self._path = f"{self._store.data_dir}/.{position_id(hub)}.known"
         self._known: frozenset[str] = frozenset()
+        # The channels that have a position, for all that this process knows.
+        self._made: set[str] = set()
 
     def open(self) -> None:
         """Make the positions that are missing.
@@ -73,12 +75,29 @@ class Outbox:
                 f"{self._path} is damaged; delete it, and of channels without a position towards "
                 f"{self.hub.offset_name} only what is published from now on is sent"
             ) from None
+        for error in self.make_positions().values():
+            raise error
+
+    def make_positions(self) -> dict[str, KeyopError | OSError]:
+        """Make those that are missing: what has none is deleted once everybody else has read it.
+
+        Returns:
+            Of each channel whose position cannot be made, why not.
+        """
+        failures: dict[str, KeyopError | OSError] = {}
         for channel in self.channels():
-            log = store.log(channel)
-            log.open()
-            claim = Claim(store, log, position_id(self.hub))
-            if claim.take(partial(self.start, log)) is not None:
-                claim.release()
+            if channel in self._made:
+                continue
+            try:
+                log = self._store.log(channel)
+                log.open()
+                claim = Claim(self._store, log, position_id(self.hub))
+                if claim.take(partial(self.start, log)) is not None:
+                    claim.release()
+                self._made.add(channel)
+            except (KeyopError, OSError) as error:
+                failures[channel] = error
+        return failures
 
     def channels(self) -> list[str]:
         """Return the channels that there are and that go to the hub."""

@@ -73,7 +73,10 @@ class Watcher:
         if not self._available:
             return False
         try:
-            self._manager = _pyinotify().WatchManager()
+            pyinotify = _pyinotify()  # under monkey patching, importing lets others run
+            if self._manager is not None:
+                return True
+            self._manager = pyinotify.WatchManager()
         except (ImportError, OSError, RuntimeError) as error:
             # Not Linux, or too many inotify instances: said once, then the poll serves.
             self._available = False

@@ -258,6 +258,23 @@ class TestSending:
         assert wait_payloads(hub, "fresh", 2) == [1, 2]
         assert client_of(alpha).connects == 1
 
+    def test_a_channel_that_begins_while_the_hub_is_away(self, instances: Instances) -> None:
+        """What its subscribers have read is kept for the hub, however often is swept."""
+        hub = instances.hub()
+        address = hub.hub_addr
+        instances.stop(hub)
+        alpha = instances.client("alpha", address, storage={"max_segment_bytes": 1000})
+        seen: list[Any] = []
+        alpha.subscribe("up", "here", lambda message: seen.append(message.payload))
+        for number in range(50):
+            alpha.publish("up", TYPE, number)
+        position = "fedout-" + address
+        wait_until(lambda: stored_offset(instances.data_dir("alpha"), "up", position) == 0)
+        wait_until(lambda: len(seen) == 50)
+        alpha.sweep()
+        hub = instances.hub(hub={"listen_addr": address})
+        assert wait_payloads(hub, "up", 50) == list(range(50))
+
     def test_a_channel_that_cannot_be_sent(
         self, instances: Instances, caplog: pytest.LogCaptureFixture
     ) -> None:
