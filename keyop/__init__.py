@@ -47,7 +47,7 @@ from keyop.errors import (
 )
 from keyop.latency import Percentiles
 from keyop.messenger import Messenger
-from keyop.stats import ChannelStats, LatencyStats, Stats, SubscriberStats
+from keyop.stats import ChannelStats, LatencyStats, PeerStats, Stats, SubscriberStats
 from keyop.subscriber import Subscription
 from keyop.version import __version__
 
@@ -82,6 +82,7 @@ __all__ = [
     "OffsetError",
     "PayloadError",
     "PayloadTypeAlreadyRegisteredError",
+    "PeerStats",
     "Percentiles",
     "ProtocolError",
     "PublishTimeoutError",

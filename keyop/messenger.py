@@ -9,7 +9,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -29,7 +29,9 @@ from keyop.errors import (
 from keyop.follow import Follower
 from keyop.forks import drop_in_children, get_ident, keep_in_children
 from keyop.fs import SYSTEM_FS, FileSystem
+from keyop.inspection import DataDirectory
 from keyop.latency import MessengerLatencies
+from keyop.look.lag import with_pending
 from keyop.monitor import Watch, watch_hub
 from keyop.names import (
     check_channel,
@@ -622,17 +624,26 @@ class Messenger:
         if self._state == "closing" or not self._delivers:
             raise MessengerClosedError("the messenger is closed, or about to be")
 
-    def stats(self) -> Stats:
+    def stats(self, *, pending: bool = True) -> Stats:
         """Return what this messenger and its data directory hold and have done.
+
+        Args:
+            pending: look into the channels how many messages subscribers have yet to read, and how
+                old the next one is; up to a mebibyte of each is read.
 
         Raises:
             StorageError: the data directory cannot be read.
         """
         store = self._check_usable()
         peers = self._federation.stats() if self._federation is not None else ()
-        return collect_stats(
+        found = collect_stats(
             store, self.instance_name, self.subscriptions(), self._latencies, peers
         )
+        if not pending:
+            return found
+        directory = DataDirectory(store.data_dir, self._fs)
+        now = datetime.fromtimestamp(self._clock.time_ns() / 1e9, timezone.utc)
+        return with_pending(found, directory, self.config.storage.max_record_bytes, now)
 
 
 def running_messengers() -> list[Messenger]:

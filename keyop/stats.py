@@ -23,7 +23,9 @@ from keyop.subscriber import Subscription
 class SubscriberStats:
     """One subscriber. ``running`` and what follows speak of this messenger alone.
 
-    ``offset`` and ``lag_bytes`` are None where the position cannot be read.
+    ``offset`` and ``lag_bytes`` are None where the position cannot be read. ``lag_messages`` is
+    counted as far as a mebibyte goes, and ``lag_estimated`` beyond; ``oldest_pending_s`` is the age
+    of the next message. Both are None where nobody has looked.
     """
 
     subscriber_id: str
@@ -36,6 +38,9 @@ class SubscriberStats:
     corrupt: int = 0
     expired: int = 0
     dropped_bytes: int = 0
+    lag_messages: int | None = None
+    lag_estimated: bool = False
+    oldest_pending_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,9 @@ from typing import Any
 
 import click
 
-from keyop.cli.output import (
-    human_bytes,
-    indented_json,
-    print_line,
-    print_table,
-    printable,
-    shorten,
-)
+from keyop.cli.output import human_bytes, indented_json, print_line, print_table, shorten
 from keyop.deadletter_view import DeadLetter, Details
+from keyop.logs import escape_control
 from keyop.rawjson import as_value
 
 _ID_CHARACTERS = 8
@@ -93,7 +87,7 @@ def pretty(payload: bytes) -> str:
     try:
         return indented_json(as_value(payload))
     except (ValueError, RecursionError):
-        return printable(payload.decode("utf-8", "backslashreplace"))
+        return escape_control(payload.decode("utf-8", "backslashreplace"))
 
 
 def from_base64(text: str) -> bytes:

@@ -12,38 +12,24 @@ from typing import Any
 import click
 import orjson
 
-_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
-# What JSON leaves as it is and a terminal obeys, hides or cannot be sent: DEL, C1 controls, line
-# separators, marks that reverse the order of the text around them, halves of surrogate pairs. In
-# JSON they occur inside strings only.
-_UNSEEN = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+from keyop.logs import escape_control, escape_json
 
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
 # What json writes and is no JSON; strings are matched too, so that nothing is found in them.
 _NO_JSON = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
 _NUMBERS = {"Infinity": "1e999", "-Infinity": "-1e999", "NaN": "null"}
 
 
-def printable(text: str) -> str:
-    """Return the text with every character that does not print written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escape(char) for char in text)
-
-
 def printable_lines(text: str) -> str:
     """Return text of several lines, each of them printable."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+    return "\n".join(map(escape_control, text.split("\n")))
 
 
 def complain(text: str) -> None:
     """Write one line to stderr: what went wrong, or what the user should know."""
     try:
-        click.echo(f"keyop: {printable(text)}", err=True)
+        click.echo(f"keyop: {escape_control(text)}", err=True)
     except (OSError, ValueError):  # nobody listens
         pass
 
@@ -55,7 +41,7 @@ def shorten(text: str, limit: int) -> str:
 
 def print_line(text: str) -> None:
     """Write one line to stdout, what does not print in it as escapes."""
-    click.echo(printable(text))
+    click.echo(escape_control(text))
 
 
 def json_line(value: Any) -> bytes:
@@ -85,7 +71,7 @@ def json_text(data: bytes) -> str:
     data = data.translate(_BLANKS)
     if data.isascii() and b"\x7f" not in data:
         return data.decode()
-    return _escape_unseen(data.decode("utf-8", "replace"))
+    return escape_json(data.decode("utf-8", "replace"))
 
 
 def _slowly(value: Any) -> bytes:
@@ -116,14 +102,10 @@ def _has_infinity(value: Any) -> bool:
     return False
 
 
-def _escape_unseen(text: str) -> str:
-    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
 def indented_json(value: Any) -> str:
     """Return a value as JSON for a person, safe on a terminal."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    return _escape_unseen(_NO_JSON.sub(_as_json, text))
+    return escape_json(_NO_JSON.sub(_as_json, text))
 
 
 def print_json(value: Any) -> None:
@@ -180,7 +162,7 @@ def table_lines(
     Args:
         right: one letter for each column that is aligned to the right (``r``) or not (anything).
     """
-    cells = [[printable(str(cell)) for cell in row] for row in (headers, *rows)]
+    cells = [[escape_control(str(cell)) for cell in row] for row in (headers, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = right.ljust(len(headers))
     return [
@@ -199,4 +181,4 @@ def confirm(question: str, yes: bool) -> None:
         click.Abort: the answer was not yes, or nobody can be asked.
     """
     if not yes:
-        click.confirm(printable(question), abort=True, err=True)
+        click.confirm(escape_control(question), abort=True, err=True)

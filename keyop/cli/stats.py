@@ -12,16 +12,9 @@ import click
 import gevent
 
 from keyop.cli.common import config_options, json_option, look_at
-from keyop.cli.output import (
-    human_bytes,
-    human_seconds,
-    json_line,
-    plural,
-    print_json,
-    printable,
-    table_lines,
-)
+from keyop.cli.output import human_bytes, human_seconds, json_line, plural, print_json, table_lines
 from keyop.config import Config
+from keyop.logs import escape_control
 from keyop.look.sample import Row, Sample, Sampler
 
 _DEFAULT_INTERVAL_S = 2.0
@@ -177,7 +170,7 @@ def total_lines(path: str, sample: Sample) -> list[str]:
             f"{human_bytes(round(totals['bytes_per_s']))}/s over {sample.interval_s:.1f} s"
         )
         rows.append(("appended", rate))
-    return [printable(f"{name:<15} {value}") for name, value in rows]
+    return [escape_control(f"{name:<15} {value}") for name, value in rows]
 
 
 def row_lines(sample: Sample) -> list[str]:

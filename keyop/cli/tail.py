@@ -14,11 +14,12 @@ from keyop.cli.colours import Palette
 from keyop.cli.common import config_options, json_option, look_at
 from keyop.cli.lines import LineWriter
 from keyop.cli.moments import place
-from keyop.cli.output import human_bytes, json_line, json_line_with, json_text, printable
+from keyop.cli.output import human_bytes, json_line, json_line_with, json_text
 from keyop.cli.progress import Progress
 from keyop.cli.where import where_option
 from keyop.config import Config
 from keyop.inspection import DataDirectory, is_directory
+from keyop.logs import escape_control
 from keyop.look.conditions import Condition, all_hold
 from keyop.look.records import Found, Reader, raw_payload
 from keyop.storage.position import Position
@@ -187,9 +188,12 @@ def in_colour(palette: Palette, found: Found) -> str:
     fields = found.fields
     if fields is None:
         size = human_bytes(found.end - found.offset)
-        text = printable(found.line[:_DAMAGED_BYTES].decode("utf-8", "backslashreplace"))
-        return f"{offset}  {palette.alarm('damaged')}  {size}, {printable(found.damage)}: {text}"
+        text = escape_control(found.line[:_DAMAGED_BYTES].decode("utf-8", "backslashreplace"))
+        return (
+            f"{offset}  {palette.alarm('damaged')}  {size}, {escape_control(found.damage)}: {text}"
+        )
     return (
-        f"{offset}  {palette.dim(printable(fields['ts']))}  "
-        f"{palette.name(printable(fields['payload_type']))}  {json_text(raw_payload(found.line))}"
+        f"{offset}  {palette.dim(escape_control(fields['ts']))}  "
+        f"{palette.name(escape_control(fields['payload_type']))}  "
+        f"{json_text(raw_payload(found.line))}"
     )

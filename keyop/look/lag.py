@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
-from keyop.channel_view import ChannelView
+from keyop.channel_view import ChannelView, SubscriberView
 from keyop.inspection import DataDirectory
 from keyop.look.records import Reader
 from keyop.pace import Pace
+from keyop.stats import ChannelStats, Stats, SubscriberStats
 from keyop.timestamps import parse
 
 # So much of a channel is read to count what is pending; what is beyond is estimated.
@@ -26,6 +28,10 @@ class Effort(NamedTuple):
 
     count_bytes: int
     sample_bytes: int
+
+
+# For figures that are asked for every second.
+_GLANCE = Effort(1 << 20, 64 << 10)
 
 
 class Pending(NamedTuple):
@@ -71,6 +77,60 @@ def pending(
             found[offset] = Pending(*counts[offset], oldest)
             pace.step()
     return found
+
+
+def with_pending(
+    stats: Stats, directory: DataDirectory, max_record_bytes: int, now: datetime
+) -> Stats:
+    """Return figures with how far behind each subscriber is, in messages and since when.
+
+    Raises:
+        StorageError: a channel cannot be read.
+    """
+    channels = []
+    for channel in stats.channels:
+        if any(each.lag_bytes for each in channel.subscribers):
+            found = pending(directory, _view(channel), max_record_bytes, _GLANCE)
+            subscribers = tuple(_with(each, found, now) for each in channel.subscribers)
+            channel = replace(channel, subscribers=subscribers)
+        else:
+            subscribers = tuple(replace(each, lag_messages=0) for each in channel.subscribers)
+            channel = replace(channel, subscribers=subscribers)
+        channels.append(channel)
+    return replace(stats, channels=tuple(channels))
+
+
+def _view(channel: ChannelStats) -> ChannelView:
+    subscribers = tuple(
+        SubscriberView(
+            channel.channel, each.subscriber_id, each.offset, each.lag_bytes, each.running
+        )
+        for each in channel.subscribers
+    )
+    return ChannelView(
+        channel.channel,
+        channel.segments,
+        channel.disk_bytes,
+        channel.start_offset,
+        channel.end_offset,
+        None,
+        subscribers,
+    )
+
+
+def _with(
+    subscriber: SubscriberStats, found: Mapping[int, Pending], now: datetime
+) -> SubscriberStats:
+    if subscriber.offset is None:
+        return subscriber
+    what = found[subscriber.offset]
+    age_s = None if what.oldest is None else max(0.0, (now - what.oldest).total_seconds())
+    return replace(
+        subscriber,
+        lag_messages=what.messages,
+        lag_estimated=what.estimated,
+        oldest_pending_s=age_s,
+    )
 
 
 def count_records(directory: DataDirectory, channel: str, start: int, end: int) -> int:

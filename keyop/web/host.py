@@ -30,7 +30,7 @@ class Host(Protocol):
     def wait_closing(self, timeout: float | None = None) -> bool:
         """Wait until closing begins; return whether it has."""
 
-    def stats(self) -> Stats:
+    def stats(self, *, pending: bool = True) -> Stats:
         """Return its figures."""
 
     def follow(self, channel: str, start: Position = "latest") -> Follower:

@@ -102,6 +102,6 @@ class Observer:
         """
         self._messenger.start()
         if self._stats is None or monotonic() - self._stats_at > _FRESH_S:
-            self._stats = self._messenger.stats()
+            self._stats = self._messenger.stats(pending=False)
             self._stats_at = monotonic()
         return self._stats

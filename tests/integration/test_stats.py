@@ -426,6 +426,38 @@ def test_latency_of_several_at_once(tmp_path: Path) -> None:
         assert handler.p50 >= 0.02 * 15 / 16
 
 
+def test_pending(tmp_path: Path) -> None:
+    """How many messages a subscriber has yet to handle, and how old the next one is."""
+    release = gevent.event.Event()
+    with running(tmp_path) as messenger:
+        messenger.subscribe("orders", "s", lambda message: release.wait())
+        assert (subscriber(messenger).lag_messages, subscriber(messenger).lag_bytes) == (0, 0)
+        for n in range(10):
+            messenger.publish("orders", "t", n)
+        gevent.sleep(0.02)
+        found = subscriber(messenger)
+        assert (found.lag_messages, found.lag_estimated) == (10, False)
+        assert found.oldest_pending_s is not None
+        assert 0.01 < found.oldest_pending_s < 60
+        (quick,) = messenger.stats(pending=False).channels[0].subscribers
+        assert (quick.lag_messages, quick.oldest_pending_s) == (None, None)
+        release.set()
+        drain(messenger)
+        found = subscriber(messenger)
+        assert (found.lag_messages, found.oldest_pending_s) == (0, None)
+
+
+def test_pending_far_behind(tmp_path: Path) -> None:
+    """Of a long backlog a sample is counted."""
+    line = record("x" * 1000)
+    write_segment(tmp_path, "orders", 0, line * 3000)
+    write_offset(tmp_path, "orders", "s", 0)
+    with running(tmp_path) as messenger:
+        found = subscriber(messenger)
+        assert found.lag_estimated
+        assert found.lag_messages == pytest.approx(3000, rel=0.05)
+
+
 def test_published(tmp_path: Path) -> None:
     """Every message counts that was written; an id that was seen before is not."""
     with running(tmp_path) as messenger:
