@@ -14,6 +14,7 @@ from keyop.decode import EnvelopeReader
 from keyop.envelope import Message, make_message
 from keyop.errand import Errand
 from keyop.errors import CorruptRecordError
+from keyop.logs import current_subscription
 from keyop.payloads import PayloadRegistry
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class LiveSubscription:
         try:
             fields["payload"] = self._registry.decode(payload_type, fields["payload"])
             current_correlation_id.set(str(fields.get("correlation_id", "")))
+            current_subscription.set((self.channel, ""))
             self._handler(make_message(fields, self.channel, 0))
         # Whatever a user's class or handler raises; gevent.Timeout is not an Exception. There is
         # no log to keep the message in, so it is reported and gone.

@@ -33,6 +33,7 @@ class Watcher:
         self._io: Any = None
         self._fd = -1
         self._available = True
+        self._endings = 0
         self._channels: dict[int, Readers] = {}
         self._descriptors: dict[Readers, int] = {}
 
@@ -72,11 +73,9 @@ class Watcher:
     def _start(self) -> bool:
         if not self._available:
             return False
+        endings = self._endings
         try:
-            pyinotify = _pyinotify()  # under monkey patching, importing lets others run
-            if self._manager is not None:
-                return True
-            self._manager = pyinotify.WatchManager()
+            manager = _pyinotify().WatchManager()
         except (ImportError, OSError, RuntimeError) as error:
             # Not Linux, or too many inotify instances: said once, then the poll serves.
             self._available = False
@@ -87,7 +86,12 @@ class Watcher:
                 POLL_S,
             )
             return False
-        self._fd = self._manager.get_fd()
+        # Under monkey patching, importing and making it lets others run, who may have come first.
+        if self._manager is not None or self._endings != endings:
+            manager.close()
+            return self._manager is not None
+        self._manager = manager
+        self._fd = manager.get_fd()
         fcntl.fcntl(self._fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         os.set_blocking(self._fd, False)
         self._io = gevent.get_hub().loop.io(self._fd, 1)
@@ -115,7 +119,8 @@ class Watcher:
                 readers.wake()
 
     def close(self) -> None:
-        """Stop watching and give the descriptor back."""
+        """Stop watching and give the descriptor back; it may begin again."""
+        self._endings += 1
         if self._manager is None:
             return
         self._io.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from keyop.errors import MessengerClosedError
@@ -12,6 +13,8 @@ from keyop.web.host import Host
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 # Proxies end connections on which nothing comes; half a minute is the shortest that is common.
 HEARTBEAT_S = 15.0
+# What an offset looks like.
+_OFFSET = re.compile("[0-9]{1,20}")
 # How soon a browser connects again, in milliseconds, after the stream has ended.
 _RECONNECT_MS = 1000
 
@@ -47,7 +50,7 @@ def event_stream(
     """
     if heartbeat_s <= 0:
         raise ValueError(f"heartbeat_s={heartbeat_s!r} must be more than 0")
-    if last_event_id and last_event_id.isascii() and last_event_id.isdigit():
+    if last_event_id and _OFFSET.fullmatch(last_event_id):
         start = int(last_event_id)
     return _Events(messenger.follow(channel, start), heartbeat_s)
 

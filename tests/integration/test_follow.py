@@ -121,7 +121,7 @@ class TestEventStream:
             assert events(stream, 3) == seen[2:]
             stream.close()
 
-    @pytest.mark.parametrize("last_event_id", [None, "", "abc", "-1", "1e3", "١"])
+    @pytest.mark.parametrize("last_event_id", [None, "", "abc", "-1", "1e3", "١", "1" * 5000])
     def test_no_id_to_resume_from(self, tmp_path: Path, last_event_id: str | None) -> None:
         """Then it begins where it was asked to."""
         with running(tmp_path) as messenger:

@@ -85,6 +85,7 @@ class _Group:
             started = time.monotonic()
             status = server.stop(2 * EXIT_S)
             self._row.expect(status == 0, f"{self._name}: gunicorn ended with {status}")
+            self._row.expect("Traceback" not in server.log, f"{self._name}: {server.log}")
             self._row.worst(worst_exit_s=time.monotonic() - started)
         self._check()
 

@@ -7,11 +7,13 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
 
+from keyop.storage import watch
 from keyop.storage.readers import Readers
 from keyop.storage.watch import Watcher
 
@@ -247,3 +249,31 @@ class TestEnd:
         assert len(os.listdir("/proc/self/fd")) == before
         watcher.unwatch(readers)
         watcher.close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_beginning_at_once(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """Where making it lets others run, as under monkey patching, it is made once all the same.
+
+    Nothing is left of those that came too late, nor of one that came after the end.
+    """
+    real = watch._pyinotify()
+
+    class Slow:
+        IN_MODIFY, IN_CREATE, IN_MOVED_TO = real.IN_MODIFY, real.IN_CREATE, real.IN_MOVED_TO
+
+        @staticmethod
+        def WatchManager() -> Any:
+            made = real.WatchManager()
+            gevent.sleep(0.01)
+            return made
+
+    monkeypatch.setattr(watch, "_pyinotify", Slow)
+    readers = [Readers() for _ in range(3)]
+    starting = [gevent.spawn(watcher.watch, str(tmp_path), each) for each in readers]
+    gevent.sleep(0)
+    if closed:
+        watcher.close()
+    assert [each.get(timeout=10) for each in starting] == [not closed] * 3
