@@ -29,9 +29,7 @@ from keyop.errors import (
 from keyop.follow import Follower
 from keyop.forks import drop_in_children, get_ident, keep_in_children
 from keyop.fs import SYSTEM_FS, FileSystem
-from keyop.inspection import DataDirectory
 from keyop.latency import MessengerLatencies
-from keyop.look.lag import with_pending
 from keyop.monitor import Watch, watch_hub
 from keyop.names import (
     check_channel,
@@ -641,6 +639,10 @@ class Messenger:
         )
         if not pending:
             return found
+        # When it is first asked for: most programs never do.
+        from keyop.inspection import DataDirectory
+        from keyop.look.lag import with_pending
+
         directory = DataDirectory(store.data_dir, self._fs)
         now = datetime.fromtimestamp(self._clock.time_ns() / 1e9, timezone.utc)
         return with_pending(found, directory, self.config.storage.max_record_bytes, now)

@@ -77,7 +77,7 @@ def warn_of_patches() -> None:
     if missing:
         _warn(f"a handler that uses {missing} blocks every other greenlet: not monkey-patched")
     modules = [each for each in list(sys.modules.values()) if type(each) is ModuleType]
-    found = list(late_imports(modules))
+    found = list(dict.fromkeys(late_imports(modules)))  # one may be there under two names
     if found:
         more = len(found) - _NAMED_AT_MOST
         _warn(

@@ -185,6 +185,7 @@ def _serve(
         # What is there now stays: looking through it would hold everybody up for milliseconds.
         gc.collect()
         gc.freeze()
+        gc.enable()
         with own_pid_file(pid_file):
             notify("READY=1")
             if messenger.hub_addr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterable
 
 import gevent
 
@@ -12,8 +13,8 @@ from keyop.errors import ConfigError, KeyopError
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
 from keyop.storage.locks import FileLock
-from keyop.web.application import app
 from keyop.web.host import Host
+from keyop.web.http import Environ, StartResponse
 from keyop.web.server import Server
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class WebListener:
         self._messenger = messenger
         self._lock = FileLock(fs, f"{messenger.config.storage.data_dir}/.web.lock")
         self._server: Server | None = None
+        self._application: Callable[..., Iterable[bytes]] | None = None
         self._standby: gevent.Greenlet[[], None] | None = None
 
     @property
@@ -74,7 +76,7 @@ class WebListener:
 
     def _listen(self) -> None:
         listen = self._messenger.config.web.listen_addr
-        server = Server(split_address(listen), app(self._messenger))
+        server = Server(split_address(listen), self._answer)
         why = ""
         try:
             server.start()
@@ -89,6 +91,14 @@ class WebListener:
         self._server = server
         drop_in_children(self)
         logger.debug("the page is at http://%s/", self.address)
+
+    def _answer(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if self._application is None:
+            # When it is first asked for: it takes a while to load, and a hub should start at once.
+            from keyop.web.application import app
+
+            self._application = app(self._messenger)
+        return self._application(environ, start_response)
 
     def stop(self, timeout_s: float) -> None:
         """End; requests have so long to be answered."""

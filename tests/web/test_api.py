@@ -683,7 +683,7 @@ def test_peers(messenger: Messenger, client: Client, monkeypatch: pytest.MonkeyP
         PeerStats("hub", "hub", "hub:7740", "waiting", "timed out", failures=2),
         PeerStats("gone", "client", "", "away", backlog_bytes=7),
     )
-    monkeypatch.setattr(Messenger, "stats", lambda _: replace(stats, peers=peers))
+    monkeypatch.setattr(Messenger, "stats", lambda _, pending: replace(stats, peers=peers))
     found = client.read("overview")
     beta, hub, gone = found["peers"]
     since = datetime.fromisoformat(beta.pop("since"))

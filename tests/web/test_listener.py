@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -391,10 +392,11 @@ class TestSeveralProcesses:
         with Connection(messenger) as connection:
             assert connection.ask("/healthz")[0] == 200
             address = messenger.web_addr
+            before = len(_sockets())
             pid = gevent.fork()
             if pid == 0:
-                # This test's own end of the connection is all that may be left.
-                good = _soon(lambda: len(_sockets()) == 1)
+                # The listener and its end of the connection go; this test's own end stays.
+                good = _soon(lambda: len(_sockets()) == before - 2)
                 os._exit(0 if good and messenger.web_addr == "" and messenger.closing else 1)
             assert _exit_code(pid) == 0
             assert messenger.web_addr == address
@@ -417,10 +419,11 @@ class TestSeveralProcesses:
             following.send(events)
             assert following.read_head()[0] == 200
             wait_until(lambda: places(messenger) == 2, SOON)
+            before = len(_sockets())
             pid = gevent.fork()
             if pid == 0:
                 go.set()
-                os._exit(0 if _soon(lambda: len(_sockets()) == 2) else 1)
+                os._exit(0 if _soon(lambda: len(_sockets()) == before - 3) else 1)
             assert _exit_code(pid) == 0
             go.set()
             assert asking.read_answer() == (200, b'"once"')
@@ -433,10 +436,14 @@ class TestSeveralProcesses:
 def _soon(condition: Callable[[], bool]) -> bool:
     """Tell whether something comes true, in a child, which must not raise."""
     deadline = time.monotonic() + SOON
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        gevent.sleep(0.01)
+    try:
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            gevent.sleep(0.01)
+    except Exception:  # whatever it is: the child must not go on with the tests
+        traceback.print_exc()
+        return False
     return True
 
 
@@ -461,11 +468,15 @@ def _sockets() -> list[str]:
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
-            with socket.socket(fileno=os.dup(int(fd))) as copy:
-                if copy.family in (socket.AF_INET, socket.AF_INET6):
-                    found.append(fd)
-        except OSError:
+            copy = os.dup(int(fd))
+        except OSError:  # the one that listed
             continue
+        try:
+            with socket.socket(fileno=copy) as made:
+                if made.family in (socket.AF_INET, socket.AF_INET6):
+                    found.append(fd)
+        except OSError:  # no socket
+            os.close(copy)
     return found
 
 

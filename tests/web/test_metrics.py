@@ -137,7 +137,7 @@ def test_peers(messenger: Messenger, monkeypatch: pytest.MonkeyPatch) -> None:
         PeerStats("e", "ephemeral", "a:1", "connected", round_trip_s=0.5),
         PeerStats("e", "ephemeral", "a:2", "connected"),
     )
-    monkeypatch.setattr(Messenger, "stats", lambda _: replace(stats, peers=peers))
+    monkeypatch.setattr(Messenger, "stats", lambda _, pending: replace(stats, peers=peers))
     found = families(Client(messenger))
     connected = values(found["keyop_peer_connected"], "peer", "kind")
     assert connected == {('a"\\\n', "hub"): 0, ("e", "ephemeral"): 1}
