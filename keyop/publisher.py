@@ -53,6 +53,8 @@ class Publisher:
         self._run_callback = gevent.get_hub().loop.run_callback
         self._in_slice = False
         self._slice_end = 0.0
+        # When the next one is measured.
+        self._measure_at = 0.0
 
     def publish(
         self,
@@ -65,7 +67,7 @@ class Publisher:
         timeout: float | None = None,
     ) -> str:
         """Append one message; return its id."""
-        begun = 0.0 if self._in_slice else _monotonic()
+        begun = 0.0 if self._in_slice else self._begin()
         try:
             log = self._logs[channel]
         except (KeyError, TypeError):
@@ -106,7 +108,7 @@ class Publisher:
         timeout: float | None = None,
     ) -> list[str]:
         """Append messages with one write; return their ids."""
-        begun = 0.0 if self._in_slice else _monotonic()
+        begun = 0.0 if self._in_slice else self._begin()
         log = self._logs.get(channel) or self._log(channel)
         deadline = None if timeout is None else _deadline(timeout)
         stem = None if message_id is None else check_message_id(message_id)
@@ -155,6 +157,14 @@ class Publisher:
             self._latencies.publish.add(begun)
         self._give_way()
         return ids
+
+    def _begin(self) -> float:
+        """Return the time if this one is to be measured: one in a slice of time; else 0."""
+        now = _monotonic()
+        if now < self._measure_at:
+            return 0.0
+        self._measure_at = now + SLICE_S
+        return now
 
     def _log(self, channel: str) -> Log:
         log = self._logs[channel] = self._store.log(check_publish_channel(channel))

@@ -400,10 +400,17 @@ def test_latency_percentiles(tmp_path: Path) -> None:
         before = messenger.stats().latency
         assert (before.publish.count, before.consume.count, before.handler.count) == (0, 0, 0)
         assert before.publish.p50 is None
-        messenger.subscribe("orders", "s", lambda message: gevent.sleep(0.02))
+        published = gevent.event.Event()
+
+        def handle(message: Message) -> None:
+            published.wait()
+            gevent.sleep(0.02)
+
+        messenger.subscribe("orders", "s", handle)
         for n in range(10):
             messenger.publish("orders", "t", n)
-            gevent.sleep(0)
+            gevent.sleep(0.002)  # of those that come closer together, only some are measured
+        published.set()
         drain(messenger)
         latency = messenger.stats().latency
         assert latency.publish.count == latency.handler.count == latency.consume.count == 10
