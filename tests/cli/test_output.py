@@ -28,7 +28,7 @@ HOSTILE = "\x1b]0;pwned\x07\x1b[31m \x9b31m \r\b \x00 \u202e \u2066 \u2028 \ufef
 )
 def test_what_does_not_print_is_escaped(text: str, shown: str) -> None:
     """Printable characters of every script stay; all others are written as escapes."""
-    assert output.printable(text) == shown
+    assert output.escape_control(text) == shown
 
 
 def obeys(text: str) -> list[str]:
