@@ -17,6 +17,7 @@ from gevent.event import Event
 from keyop.audit_event import AuditEvent, encode_alike, encode_event
 from keyop.audit_file import Appended, AuditFile
 from keyop.clock import SYSTEM_CLOCK, Clock
+from keyop.errand import end_greenlets
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import SYSTEM_FS, FileSystem
 from keyop.offload import Job, Offload
@@ -174,8 +175,7 @@ class AuditLog:
             self._wanted.set()
             self._enough.set()
             self._greenlets[0].join(max(0.0, timeout_s))
-            gevent.killall(self._greenlets, block=False)
-            gevent.joinall(self._greenlets, timeout=1.0)  # killall itself would raise
+            end_greenlets(self._greenlets, 1.0)
             self._greenlets.clear()
             keep_in_children(self)
         left = len(self._queue) + self._in_flight

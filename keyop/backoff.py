@@ -1,10 +1,15 @@
-"""How long to wait before trying again: a pure schedule."""
+"""How long to wait before trying again, and how often to tell of it: pure schedules."""
 
 from __future__ import annotations
 
 import random
 
 _MAX_DOUBLINGS = 62
+
+
+def worth_telling(count: int) -> bool:
+    """Tell whether what has happened so many times is logged once more: at 1, 2, 4, 8 …"""
+    return count & (count - 1) == 0
 
 
 def backoff_delay(

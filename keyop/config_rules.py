@@ -178,6 +178,11 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(match[2])
 
 
+def join_address(host: str, port: int) -> str:
+    """Return ``host:port``, or ``[ipv6]:port``: what :func:`split_address` takes apart."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether only this machine can reach the host; an empty one is every interface."""
     if host == "localhost":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import gevent
 from gevent.event import Event
 
-from keyop.backoff import backoff_delay
+from keyop.backoff import backoff_delay, worth_telling
 from keyop.context import current_correlation_id
 from keyop.deadletter import DeadLetterWriter, describe_error
 from keyop.decode import EnvelopeReader
@@ -355,7 +355,7 @@ class Delivery:
                 write()
             except (StorageError, PublishTimeoutError, MessengerClosedError) as error:
                 attempt += 1
-                if attempt & (attempt - 1) == 0:  # 1, 2, 4, 8 …
+                if worth_telling(attempt):
                     logger.error(
                         "%s: %s cannot write a dead letter, so its position stays: %s",
                         self.channel,

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gevent
+
+
+def end_greenlets(greenlets: Iterable[gevent.Greenlet[..., Any]], timeout_s: float) -> None:
+    """Kill greenlets and wait for their ends, for so many seconds at most.
+
+    One that takes longer, in a call that cannot be stopped, is left; ``killall`` with a timeout
+    would raise then.
+    """
+    ending = list(greenlets)
+    gevent.killall(ending, block=False)
+    gevent.joinall(ending, timeout=timeout_s)
 
 
 class Errand:

@@ -16,6 +16,7 @@ from gevent.event import Event
 
 from keyop.delivery import Delivery
 from keyop.envelope import Message
+from keyop.errand import end_greenlets
 from keyop.errors import CorruptRecordError
 from keyop.pace import Pace
 from keyop.storage.cursor import Lines
@@ -145,9 +146,7 @@ class ParallelDelivery:
 
     def kill(self) -> None:
         """End the workers where they are; their records stay uncommitted."""
-        workers = list(self.workers)
-        gevent.killall(workers, block=False)
-        gevent.joinall(workers, timeout=_KILL_WAIT_S)  # killall itself would raise
+        end_greenlets(self.workers, _KILL_WAIT_S)
         self._clear()
 
     def _clear(self) -> None:

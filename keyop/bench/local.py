@@ -95,11 +95,7 @@ class Bench:
         with self._messenger() as messenger:
 
             def publish() -> float:
-                send = messenger.publish
-                begun = time.perf_counter()
-                for each in payloads:
-                    send("readings", PAYLOAD_TYPE, each)
-                return len(payloads) / (time.perf_counter() - begun)
+                return self._publish_all(messenger, payloads)
 
             publish()
             lines = self._lines(messenger, "readings", len(payloads))
@@ -107,6 +103,14 @@ class Bench:
                 "publish, one greenlet", "bare os.write", 0.18, self._rounds,
                 publish, lambda: self._bare_writes(lines),
             )  # fmt: skip
+
+    def _publish_all(self, messenger: Messenger, payloads: list[dict[str, Any]]) -> float:
+        """Return how many messages one greenlet publishes in a second, one after the other."""
+        send = messenger.publish
+        begun = time.perf_counter()
+        for each in payloads:
+            send("readings", PAYLOAD_TYPE, each)
+        return len(payloads) / (time.perf_counter() - begun)
 
     def batch(self) -> Figure:
         """``publish_batch`` of 64, against a bare ``os.write`` of the same lines."""
@@ -174,26 +178,9 @@ class Bench:
         with self._messenger() as messenger:
             self._fill(messenger, count)
             lines = self._lines(messenger, "readings", count)
-            names = iter(range(1_000_000))
 
             def deliver() -> float:
-                done = Event()
-                seen = 0
-
-                def handle(message: Message) -> None:
-                    nonlocal seen
-                    seen += 1
-                    if seen == count:
-                        done.set()
-
-                begun = time.perf_counter()
-                subscription = messenger.subscribe(
-                    "readings", f"reader-{next(names)}", handle, start="earliest"
-                )
-                done.wait()
-                rate = count / (time.perf_counter() - begun)
-                subscription.stop()
-                return rate
+                return self._deliver_all(messenger, count)
 
             def parse() -> float:
                 loads = orjson.loads
@@ -205,6 +192,24 @@ class Bench:
             return rate_figure(
                 "backlog, position saved each", "orjson.loads", 0.2, self._rounds, deliver, parse
             )
+
+    def _deliver_all(self, messenger: Messenger, count: int) -> float:
+        """Return how many messages of a backlog a new subscriber is given in a second."""
+        done = Event()
+        seen = 0
+
+        def handle(message: Message) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == count:
+                done.set()
+
+        begun = time.perf_counter()
+        messenger.subscribe("readings", "reader", handle, start="earliest")
+        done.wait()
+        rate = count / (time.perf_counter() - begun)
+        messenger.unsubscribe("readings", "reader")
+        return rate
 
     def _fill(self, messenger: Messenger, count: int) -> None:
         pairs = [(PAYLOAD_TYPE, payload(number)) for number in range(1000)]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 import gevent
-from gevent.event import Event
 
-from keyop.bench.local import PAYLOAD_TYPE, Bench, payload
+from keyop.bench.local import Bench, payload
 from keyop.bench.measure import Figure, rate_figure
-from keyop.envelope import Message
 from keyop.latency import MessengerLatencies
 from keyop.messenger import Messenger
 
@@ -33,43 +29,18 @@ class WatchingBench(Bench):
         """One greenlet under ``periodic``, watched, against the same unwatched."""
         payloads = [payload(number) for number in range(self._count(50_000))]
         with self._messenger() as messenger:
-
-            def publish() -> float:
-                send = messenger.publish
-                begun = time.perf_counter()
-                for each in payloads:
-                    send("readings", PAYLOAD_TYPE, each)
-                return len(payloads) / (time.perf_counter() - begun)
-
-            return self._against_unwatched("publish, watched", messenger, publish)
+            return self._against_unwatched(
+                "publish, watched", messenger, lambda: self._publish_all(messenger, payloads)
+            )
 
     def watched_delivery(self) -> Figure:
         """A backlog, watched, against the same unwatched."""
         total = self._count(100_000)
-        names = count()
         with self._messenger() as messenger:
             self._fill(messenger, total)
-
-            def deliver() -> float:
-                done = Event()
-                seen = 0
-
-                def handle(message: Message) -> None:
-                    nonlocal seen
-                    seen += 1
-                    if seen == total:
-                        done.set()
-
-                begun = time.perf_counter()
-                subscription = messenger.subscribe(
-                    "readings", f"reader-{next(names)}", handle, start="earliest"
-                )
-                done.wait()
-                rate = total / (time.perf_counter() - begun)
-                messenger.unsubscribe("readings", subscription.subscriber_id)
-                return rate
-
-            return self._against_unwatched("delivery, watched", messenger, deliver)
+            return self._against_unwatched(
+                "delivery, watched", messenger, lambda: self._deliver_all(messenger, total)
+            )
 
     def _against_unwatched(
         self, name: str, messenger: Messenger, measure: Callable[[], float]

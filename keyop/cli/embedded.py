@@ -17,8 +17,8 @@ from keyop.config import (
     StorageConfig,
     TLSConfig,
     WebConfig,
-    split_address,
 )
+from keyop.config_rules import join_address, split_address
 
 DEFAULT_DATA_DIR = "./keyop-hub-data"
 DEFAULT_ADDRESS = "127.0.0.1:7740"
@@ -95,8 +95,8 @@ def dialled_address(listen: str, bound: str) -> str:
         bound: what it listens on: numbers, and the port if that was 0; empty if it does not, while
             another process does.
     """
-    host, (_, port) = _dialled_host(listen), split_address(bound or listen)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    _, port = split_address(bound or listen)
+    return join_address(_dialled_host(listen), port)
 
 
 def show_commands(config: Config, bound: str) -> None:

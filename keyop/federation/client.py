@@ -14,7 +14,7 @@ from gevent.lock import Semaphore
 from OpenSSL import SSL
 
 from keyop.audit import AuditEvent
-from keyop.backoff import backoff_delay
+from keyop.backoff import backoff_delay, worth_telling
 from keyop.config import ClientHub
 from keyop.errors import KeyopError
 from keyop.federation.instance import Instance, Peer
@@ -208,7 +208,7 @@ class HubClient:
     def _failed(self, reason: str) -> float:
         self._failures += 1
         self.failures += 1
-        if reason != self.trouble or self._failures & (self._failures - 1) == 0:
+        if reason != self.trouble or worth_telling(self._failures):
             logger.warning("%s cannot be reached: %s", self.hub.addr, reason)
         self.trouble, self.condition = reason, Condition.WAITING
         return self._backoff()

@@ -19,6 +19,7 @@ from keyop.config_rules import dial_address
 from keyop.context import current_correlation_id, current_service_name
 from keyop.decode import strip_checksum
 from keyop.envelope import EnvelopeWriter
+from keyop.errand import end_greenlets
 from keyop.errors import (
     ConnectionLostError,
     EphemeralClosedError,
@@ -204,9 +205,8 @@ class EphemeralMessenger:
         if self._greenlets:
             if link is not None and gevent.getcurrent() is not self._greenlets[0]:
                 self._greenlets[0].join(_CLOSE_S)
-            ending = [each for each in self._greenlets if each is not gevent.getcurrent()]
-            gevent.killall(ending, block=False)
-            gevent.joinall(ending, timeout=_KILL_S)
+            others = [each for each in self._greenlets if each is not gevent.getcurrent()]
+            end_greenlets(others, _KILL_S)
         self._outgoing.end(EphemeralClosedError("the ephemeral messenger was closed"))
         self._connected.set()  # so that whoever waits sees that it is closed
         for subscription in self._subscriptions.values():

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
-from typing import Any
 
 import gevent
 from OpenSSL import SSL
@@ -16,6 +15,7 @@ from keyop.clock import Clock
 from keyop.config import ClientHub, Config, TLSConfig
 from keyop.dedup import Dedup
 from keyop.envelope import EnvelopeWriter
+from keyop.errand import end_greenlets
 from keyop.errors import ConfigError, KeyopError
 from keyop.federation.client import HubClient
 from keyop.federation.hub import Hub
@@ -24,12 +24,12 @@ from keyop.federation.outbox import settle_positions
 from keyop.federation.stale import forget_stale_positions
 from keyop.stats import PeerStats
 from keyop.storage.locks import FileLock
+from keyop.storage.standby import stand_by
 from keyop.storage.store import Store
 from keyop.transport.contexts import SERVER_AUTH, Credentials
 
 logger = logging.getLogger(__name__)
 
-_STANDBY_POLL_S = 0.25
 _MAX_STALE_SWEEP_S = 60.0
 # After a start, peers have so long to come back before the first sweep, however long they were
 # away: it may be that the hub was.
@@ -101,23 +101,11 @@ class Federation:
             self._standby = self._spawn("standby", self._stand_by)
 
     def _stand_by(self) -> None:
-        failures = 0
-        while True:
-            self._clock.sleep(_STANDBY_POLL_S)
-            try:
-                if self._lock.try_acquire():
-                    logger.info("the process that federated has ended; this one takes over")
-                    self._begin()
-                    return
-            # Nothing may end the standby unseen.
-            except Exception as error:
-                failures += 1
-                if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …
-                    logger.error(
-                        "taking over failed, and is tried again: %s",
-                        str(error),  # whoever keeps the record does not keep a socket
-                        exc_info=not isinstance(error, (KeyopError, OSError)),
-                    )
+        stand_by(self._lock, self._take_over, self._clock.sleep, logger, "taking over")
+
+    def _take_over(self) -> None:
+        logger.info("the process that federated has ended; this one takes over")
+        self._begin()
 
     def _begin(self) -> None:
         config = self.config
@@ -211,13 +199,13 @@ class Federation:
         self._end(deadline)
 
     def _end(self, deadline: float) -> None:
-        _kill(self._greenlets, 1.0)
+        end_greenlets(self._greenlets, 1.0)
         self._greenlets.clear()
         ending = [gevent.spawn(client.stop, deadline) for client in self.clients]
         if self.hub is not None:
             ending.append(gevent.spawn(self.hub.stop, deadline))
         gevent.joinall(ending, timeout=max(0.0, deadline - monotonic()))
-        _kill(ending, _END_S)
+        end_greenlets(ending, _END_S)
         self.clients.clear()
         self.hub = None
         if self._instance is not None:
@@ -299,12 +287,6 @@ class Federation:
     def _note(self, event: AuditEvent, detail: str = "") -> None:
         if self._instance is not None:
             self._instance.audit.record(event, detail=detail)
-
-
-def _kill(greenlets: list[gevent.Greenlet[..., Any]], timeout_s: float) -> None:
-    """End greenlets; one that takes longer, in a call that cannot be stopped, is not waited for."""
-    gevent.killall(greenlets, block=False)
-    gevent.joinall(greenlets, timeout=timeout_s)
 
 
 def _dialled(config: Config) -> tuple[ClientHub, ...]:

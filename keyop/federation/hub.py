@@ -11,6 +11,7 @@ from cryptography import x509
 
 from keyop.audit import AuditEvent
 from keyop.config import HubConfig
+from keyop.config_rules import join_address
 from keyop.errors import KeyopError, SubscriberInUseError
 from keyop.federation.feed import Feed
 from keyop.federation.instance import Instance, Peer
@@ -125,8 +126,7 @@ class Hub:
         """Where it listens, ``host:port``; empty if it does not."""
         if self._listener is None:
             return ""
-        host, port = str(self._listener.server_host), self._listener.server_port
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return join_address(*self._listener.address[:2])
 
     @property
     def connected(self) -> list[Peer]:

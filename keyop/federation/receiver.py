@@ -9,6 +9,7 @@ from collections.abc import Callable
 import gevent
 from gevent.event import Event
 
+from keyop.backoff import worth_telling
 from keyop.dedup import Dedup, Window
 from keyop.errand import Crew, Errand
 from keyop.errors import KeyopError, LogFailedError
@@ -171,7 +172,7 @@ class Receiver:
 
     def _skip_malformed(self, error: MalformedError) -> None:
         self.counters.malformed += 1
-        if self.counters.malformed & (self.counters.malformed - 1) == 0:  # 1, 2, 4, 8 …
+        if worth_telling(self.counters.malformed):
             logger.warning(
                 "%s sent %d malformed records; the latest: %s",
                 self._peer,
@@ -185,7 +186,7 @@ class Receiver:
         if not self._accepts(head.channel):
             self.counters.violations += 1
             self._note("policy_violation", head.channel, admitted.message_id)
-            if self.counters.violations & (self.counters.violations - 1) == 0:  # as above
+            if worth_telling(self.counters.violations):
                 logger.warning(
                     "%s sent %d records of channels that are not taken from it; the latest: %s",
                     self._peer,

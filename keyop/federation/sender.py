@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import NamedTuple
 
+from keyop.backoff import worth_telling
 from keyop.errand import Crew, Errand
 from keyop.errors import KeyopError
 from keyop.federation.feed import Feed
@@ -155,7 +156,7 @@ class Sender:
         if self.feeds.get(feed.channel) is not feed:
             return
         count = self._failures[feed] = self._failures.get(feed, 0) + 1
-        if count & (count - 1) == 0:  # 1, 2, 4, 8 …
+        if worth_telling(count):
             logger.error("%s: %s: cannot be read: %s", feed.channel, self._name, error)
 
     @property

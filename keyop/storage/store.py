@@ -12,6 +12,7 @@ import gevent
 from gevent.event import Event
 
 from keyop.clock import SYSTEM_CLOCK, Clock
+from keyop.errand import end_greenlets
 from keyop.errors import StorageError
 from keyop.fs import FileSystem
 from keyop.names import check_channel
@@ -188,8 +189,7 @@ class Store:
         self.closing.waits.set()
         self.closing.writes.set()
         self._settle(deadline)
-        gevent.killall(self._greenlets, block=False)
-        gevent.joinall(self._greenlets, timeout=1.0)  # killall itself would raise
+        end_greenlets(self._greenlets, 1.0)
         self._greenlets.clear()
         self._sweeper_lock.release()
         for log in self._logs.values():

@@ -15,7 +15,7 @@ from gevent.socket import socket
 from geventwebsocket.handler import WebSocketHandler
 from OpenSSL import SSL
 
-from keyop.config_rules import split_address
+from keyop.config_rules import join_address, split_address
 from keyop.transport.dial import (
     MAX_STRANGER_BYTES,
     UPGRADE_S,
@@ -107,8 +107,7 @@ class Listener(WSGIServer):
 
     def handle(self, client_socket: socket, address: Any) -> None:
         """Make a stranger into a WebSocket connection, and hand that over."""
-        host, port = address[:2]
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = join_address(*address[:2])
         stranger = Stranger(self.pending, self.turns, client_socket, where)
         try:
             if self._ended:

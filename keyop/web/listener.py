@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterable
 
 import gevent
 
-from keyop.config_rules import split_address
-from keyop.errors import ConfigError, KeyopError
+from keyop.config_rules import join_address, split_address
+from keyop.errors import ConfigError
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
 from keyop.storage.locks import FileLock
+from keyop.storage.standby import stand_by
 from keyop.web.host import Host
 from keyop.web.http import Environ, StartResponse
 from keyop.web.server import Server
 
 logger = logging.getLogger(__name__)
-
-_STANDBY_POLL_S = 0.25
 
 
 class WebListener:
@@ -40,8 +39,7 @@ class WebListener:
         """Where it listens, ``host:port``; empty if it does not."""
         if self._server is None:
             return ""
-        host, port = str(self._server.server_host), self._server.server_port
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return join_address(*self._server.address[:2])
 
     def start(self) -> None:
         """Listen, or stand by where another process does.
@@ -58,21 +56,8 @@ class WebListener:
         self._standby.name = "keyop-web-standby"
 
     def _stand_by(self) -> None:
-        failures = 0
-        while not self._messenger.wait_closing(_STANDBY_POLL_S):
-            try:
-                if self._lock.try_acquire():
-                    self._listen()
-                    return
-            # Nothing may end the standby unseen.
-            except Exception as error:
-                failures += 1
-                if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …
-                    logger.error(
-                        "taking over the page failed, and is tried again: %s",
-                        str(error),
-                        exc_info=not isinstance(error, (KeyopError, OSError)),
-                    )
+        wait = self._messenger.wait_closing
+        stand_by(self._lock, self._listen, wait, logger, "taking over the page")
 
     def _listen(self) -> None:
         listen = self._messenger.config.web.listen_addr

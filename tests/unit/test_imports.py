@@ -57,6 +57,7 @@ ORDER = [
     "storage.segment",
     "storage.offsets",
     "storage.locks",
+    "storage.standby",
     "storage.readers",
     "storage.recovery",
     "storage.active",

@@ -19,7 +19,8 @@ import pytest
 from gevent import socket as cooperative
 
 from keyop import ConfigError, Messenger
-from keyop.web import api, http, listener, server
+from keyop.storage import standby
+from keyop.web import api, http, server
 from tests.integration.helpers import Worker, config, running, wait_until
 
 SOON = 20.0
@@ -371,7 +372,7 @@ class TestSeveralProcesses:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is tried again, and told now and then."""
-        monkeypatch.setattr(listener, "_STANDBY_POLL_S", 0.01)
+        monkeypatch.setattr(standby, "_POLL_S", 0.01)
         with running(tmp_path / "data", web=LOOPBACK) as first, ExitStack() as stack:
             first.start()
             other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
