@@ -3,6 +3,7 @@
 ``Messenger`` is where to begin. ``docs/`` explains what may be relied on.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from keyop.config import (
@@ -45,14 +46,14 @@ from keyop.errors import (
     SubscriberInUseError,
     WrongThreadError,
 )
-from keyop.latency import Percentiles
-from keyop.messenger import Messenger
-from keyop.stats import ChannelStats, LatencyStats, PeerStats, Stats, SubscriberStats
-from keyop.subscriber import Subscription
 from keyop.version import __version__
 
 if TYPE_CHECKING:
     from keyop.federation.ephemeral import EphemeralMessenger
+    from keyop.latency import Percentiles
+    from keyop.messenger import Messenger
+    from keyop.stats import ChannelStats, LatencyStats, PeerStats, Stats, SubscriberStats
+    from keyop.subscriber import Subscription
 
 __all__ = [
     "AllowedPeer",
@@ -104,13 +105,27 @@ __all__ = [
     "service_name",
 ]
 
+# Loaded when it is first asked for: somebody who looks at a directory, or whose tests only load
+# the plugin, waits for none of it.
+_LATER = {
+    "ChannelStats": "keyop.stats",
+    "EphemeralMessenger": "keyop.federation.ephemeral",
+    "LatencyStats": "keyop.stats",
+    "Messenger": "keyop.messenger",
+    "PeerStats": "keyop.stats",
+    "Percentiles": "keyop.latency",
+    "Stats": "keyop.stats",
+    "SubscriberStats": "keyop.stats",
+    "Subscription": "keyop.subscriber",
+}
 
 if not TYPE_CHECKING:  # or checkers would take every name for one that exists
 
     def __getattr__(name: str) -> Any:
-        """Load what is for federation alone when it is first asked for: it takes a while."""
-        if name == "EphemeralMessenger":
-            from keyop.federation.ephemeral import EphemeralMessenger
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_LATER[name]), name)
+        return found
 
-            return EphemeralMessenger
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})

@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 from keyop.config_federation import (
     AllowedPeer,
     ClientConfig,
@@ -38,7 +35,6 @@ from keyop.config_rules import (
     whole,
 )
 from keyop.config_schema import Conflict, Part, check
-from keyop.config_yaml import read_yaml
 from keyop.names import MAX_ID_BYTES, instance_name_fault
 
 __all__ = [
@@ -213,9 +209,11 @@ class Config(Part):
         """Read and check a YAML file; nothing else is opened or created.
 
         Raises:
-            ConfigError: the file cannot be used as YAML (see :func:`read_yaml`), or has
-                problems, all of them listed.
+            ConfigError: the file cannot be used as YAML (see ``read_yaml``), or has problems,
+                all of them listed.
         """
+        from keyop.config_yaml import read_yaml  # what most programs do without takes a while
+
         data, duplicates = read_yaml(path)
         config = check(cls, data, "", os.fsdecode(path), duplicates)
         object.__setattr__(config, "_path", os.path.abspath(os.fsdecode(path)))
@@ -251,6 +249,9 @@ class Config(Part):
 def _certificate_name(file_name: str) -> str | None:
     if not file_name:
         return None
+    from cryptography import x509  # takes a while too
+    from cryptography.x509.oid import NameOID
+
     try:
         with open(file_name, "rb") as file:
             certificate = x509.load_pem_x509_certificate(file.read(MAX_CERTIFICATE_BYTES))

@@ -14,7 +14,6 @@ import reprlib
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
-from keyop.config_yaml import Plain
 from keyop.names import check_channel, instance_name_fault
 
 # Bounds of what no rule bounds otherwise: far beyond any use, near enough to catch a slip.
@@ -44,6 +43,20 @@ _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
 Parse = Callable[[object], Any]
+
+
+class Plain(str):
+    """A scalar that YAML takes for a number or a truth value, with its text as written.
+
+    A channel may be called ``on`` or ``2024``: only the rule of the key can tell which is meant.
+    """
+
+    value: object
+
+    def __new__(cls, text: str, value: object) -> Plain:
+        self = super().__new__(cls, text)
+        self.value = value
+        return self
 
 
 def _refuse(raw: object, allowed: str) -> NoReturn:

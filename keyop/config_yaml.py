@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from keyop.config_rules import Plain
 from keyop.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 20
@@ -23,20 +24,6 @@ _TEXT = {_TAG + "str", _TAG + "timestamp", _TAG + "value", _MERGE}
 # The parser quotes what it stumbles over, and that may be a secret. Single characters and the
 # parser's own words for tokens, such as '<scalar>', may be shown.
 _QUOTED = re.compile(r"""(['"]).*?\1""")
-
-
-class Plain(str):
-    """A scalar that YAML takes for a number or a truth value, with its text as written.
-
-    A channel may be called ``on`` or ``2024``: only the rule of the key can tell which is meant.
-    """
-
-    value: object
-
-    def __new__(cls, text: str, value: object) -> Plain:
-        self = super().__new__(cls, text)
-        self.value = value
-        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,8 +10,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +41,9 @@ DOCUMENT = ROOT / "docs" / "embedding.md"
 JSON = {"Content-Type": "application/json"}
 SUBSCRIBE = 'messenger.subscribe("orders", "billing", bill, start="earliest", standby=True)\n'
 ORDERS = 2000
-KILL_EVERY = 250
+CUSTOMERS = 16
+CONCURRENCY = 8
+IN_ORDER = f'concurrency={CONCURRENCY}, key=lambda order: order.payload["customer"]'
 PRELOADED = """
 def post_worker_init(worker):
     from plain import bill, messenger
@@ -98,17 +100,11 @@ def send(server: Gunicorn, number: int, **more: Any) -> int:
     raise AssertionError(f"order {number} is never answered; {server.log}")
 
 
-def send_all(server: Gunicorn, numbers: range, answered: list[int] | None = None) -> None:
-    """Send orders, some at once, until all are answered; their numbers go to ``answered``."""
+def send_all(server: Gunicorn, numbers: range) -> None:
+    """Send orders, some at once, until all are answered."""
     pool = Pool(16)
-
-    def send_one(number: int) -> None:
-        send(server, number)
-        if answered is not None:
-            answered.append(number)
-
     try:
-        sent = [pool.spawn(send_one, number) for number in numbers]
+        sent = [pool.spawn(send, server, number) for number in numbers]
         gevent.joinall(sent, raise_error=True, timeout=PATIENCE_S)
         assert all(each.ready() for each in sent), server.log
     finally:
@@ -427,33 +423,64 @@ def test_workers_that_are_replaced(
 
 
 @pytest.mark.parametrize("part", range(5))  # 10,000 orders in all
-def test_what_was_answered_is_in_the_log_once(
+def test_what_was_answered_is_handled_in_order(
     shop: Callable[..., Gunicorn], tmp_path: Path, part: int
 ) -> None:
-    """Orders while workers are killed, each sent again under its id until it is answered.
+    """Orders while a worker is killed every second, each sent again until it is answered.
 
-    All are in the log once. A bill may come again for each time that billing was killed.
+    Every customer sends one after the other. All are in the log once and all are billed, both in
+    the customer's order. Bills may come again when billing was killed: as many as it had at work.
     """
     data_dir = tmp_path / "keyop-data"
-    kills = 0
+    application = tmp_path / "shop.py"
+    text = application.read_text()
+    keyed = text.replace("standby=True)", f"standby=True, {IN_ORDER})")
+    assert keyed != text
+    application.write_text(keyed)
+    sent = [list(range(customer, ORDERS, CUSTOMERS)) for customer in range(CUSTOMERS)]
+
+    def send_in_turn(server: Gunicorn, customer: int) -> None:
+        for number in sent[customer]:
+            send(server, number, customer=customer, seconds=number % 3 / 1000)
+
     with shop("-w", "4", *(["--preload"] if part % 2 else [])) as server:
         server.wait_workers(4)
-        send(server, 0)
-        for first in range(1, ORDERS, KILL_EVERY):
-            numbers = range(first, min(first + KILL_EVERY, ORDERS))
-            answered: list[int] = []
-            sending = gevent.spawn(send_all, server, numbers, answered)
-            wait_for(lambda: len(answered) > len(numbers) // 2, "half of them")  # noqa: B023
-            pid = holder(data_dir, "orders", "billing") if kills % 2 else None
-            os.kill(pid or next(iter(server.workers)), signal.SIGKILL)
-            kills += 1
-            sending.get()
+        sending = [gevent.spawn(send_in_turn, server, customer) for customer in range(CUSTOMERS)]
+        try:
+            kills = kill_every_second(server, data_dir, sending)
+        finally:
+            gevent.killall(sending)
+        gevent.joinall(sending, raise_error=True)
+        assert kills, "the orders were all answered within a second"
         wait_billed(data_dir, ORDERS)
         assert server.stop() == 0
-    assert sorted(orders(data_dir)) == list(range(ORDERS))
-    billed = Counter(each["order"] for each in bills(data_dir))
-    assert set(billed) == set(range(ORDERS))
-    assert billed.total() - len(billed) <= kills
+    assert by_customer(orders(data_dir)) == sent
+    billed = [each["order"] for each in bills(data_dir)]
+    assert by_customer(dict.fromkeys(billed)) == sent  # the first bill of each
+    assert len(billed) - ORDERS <= kills * CONCURRENCY
+
+
+def kill_every_second(
+    server: Gunicorn, data_dir: Path, sending: list[gevent.Greenlet[..., None]]
+) -> int:
+    """Kill a worker, the one that bills every other time, while there is sending; count them."""
+    kills = 0
+    deadline = time.monotonic() + PATIENCE_S
+    while len(gevent.joinall(sending, timeout=1.0)) < len(sending):
+        assert time.monotonic() < deadline, server.log
+        pid = holder(data_dir, "orders", "billing") if kills % 2 else None
+        pid = pid or next(iter(server.workers), None)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+    return kills
+
+
+def by_customer(numbers: Iterable[int]) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in range(CUSTOMERS)]
+    for number in numbers:
+        found[number % CUSTOMERS].append(number)
+    return found
 
 
 # -- before the fork
