@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import click
 from keyop.cli.output import complain, printable_lines
 from keyop.config import ClientConfig, Config, HubConfig, StorageConfig
 from keyop.inspection import DataDirectory
+from keyop.logs import LogHandler
 
 DATA_DIR_VARIABLE = "KEYOP_DATA_DIR"
 DEFAULT_DATA_DIR = "./keyop-data"
@@ -63,6 +65,27 @@ def log_to_stderr() -> None:
         library.addHandler(_handler)
     # The command line has no classes to register for payloads, so that is nothing to warn of.
     logging.getLogger("keyop.payloads").setLevel(logging.ERROR)
+
+
+@contextmanager
+def logging_as(log_format: str) -> Iterator[None]:
+    """Write the library's log otherwise: ``text`` with times and context, or as ``json``.
+
+    Under ``short`` it stays what :func:`log_to_stderr` has set up.
+    """
+    if log_format == "short":
+        yield
+        return
+    library = logging.getLogger("keyop")
+    handler = LogHandler(as_json=log_format == "json")
+    library.addHandler(handler)
+    library.removeHandler(_handler)
+    try:
+        yield
+    finally:
+        library.addHandler(_handler)
+        library.removeHandler(handler)
+        handler.close()
 
 
 def _be_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -16,7 +16,7 @@ import click
 import gevent
 from gevent.event import Event
 
-from keyop.cli.common import DATA_DIR_VARIABLE, common_options
+from keyop.cli.common import DATA_DIR_VARIABLE, common_options, logging_as
 from keyop.cli.embedded import (
     DEFAULT_ADDRESS,
     DEFAULT_DATA_DIR,
@@ -72,6 +72,14 @@ PROGRAM = "keyop-hub"
     type=click.Path(dir_okay=False),
     help="Write the process id here while it runs.",
 )
+@click.option(
+    "--log",
+    "log_format",
+    type=click.Choice(["short", "text", "json"]),
+    default="short",
+    show_default=True,
+    help="The log on stderr: short lines, lines with time and context, or an object each.",
+)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @common_options
 def command(
@@ -80,6 +88,7 @@ def command(
     listen: str | None,
     app: str | None,
     pid_file: str | None,
+    log_format: str,
 ) -> int:
     """Run a hub, which other instances connect to, until SIGTERM or Ctrl-C.
 
@@ -93,7 +102,7 @@ def command(
     \b
     Examples:
       keyop-hub
-      keyop-hub -c /etc/keyop/hub.yaml --app billing.handlers:subscribe
+      keyop-hub -c /etc/keyop/hub.yaml --app billing.handlers:subscribe --log json
     """
     if listen is not None:
         try:
@@ -108,7 +117,8 @@ def command(
     _check_certificate(messenger.config)
     raise_descriptor_limit()
     logging.getLogger("keyop").setLevel(min(logging.INFO, logging.getLogger("keyop").level))
-    return _serve(messenger, register, pid_file, embedded=config_file is None)
+    with logging_as(log_format):
+        return _serve(messenger, register, pid_file, embedded=config_file is None)
 
 
 class _ConfiguredHub(Messenger):

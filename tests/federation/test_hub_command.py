@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -281,6 +282,25 @@ def test_options_beside_a_file(configured: Configured, tmp_path: Path) -> None:
         assert hub.stop().status == 0
     assert payloads(data_dir, "orders") == [7]
     assert not configured.data_dir.exists()
+
+
+@pytest.mark.parametrize("log", ["short", "text", "json"])
+def test_its_log(configured: Configured, log: str) -> None:
+    """It is what was asked for, from the start to the end."""
+    with configured.run("--log", log) as hub:
+        hub.address()
+        hub.send(signal.SIGHUP)
+        hub.has_said("reloaded")
+        assert hub.stop().status == 0
+        lines = hub.err.splitlines()
+    assert lines
+    for line in lines:
+        if log == "json":
+            found = json.loads(line)
+            assert (found["level"], found["logger"][:6]) == ("INFO", "keyop.")
+        else:
+            start = r"keyop: info: " if log == "short" else r"\d{4}-\d\d-\d\dT[\d:.]+Z INFO keyop\."
+            assert re.match(start, line)
 
 
 def test_a_service_manager(configured: Configured) -> None:

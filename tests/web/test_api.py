@@ -493,6 +493,18 @@ class TestEvents:
             stream.close()
         assert client.get(path, {"from": "soon"}).status == 400
 
+    @pytest.mark.parametrize("digits", [18, 19, 20])
+    def test_from_beyond_the_end(self, messenger: Messenger, client: Client, digits: int) -> None:
+        """It is the end, whatever a 64-bit number holds."""
+        ends = publish(messenger, 5)
+        beyond = "9" * digits
+        for query, headers in (({"from": beyond}, {}), ({}, {"Last-Event-ID": beyond})):
+            stream: Any = client.get(
+                "/api/v1/channels/orders/events", query, headers=headers
+            ).pieces
+            assert b"id: %d\n" % ends[-1] in next(stream)
+            stream.close()
+
     def test_ends_with_the_messenger(self, messenger: Messenger, client: Client) -> None:
         publish(messenger, 1)
         stream: Any = client.get("/api/v1/channels/orders/events").pieces
