@@ -109,6 +109,9 @@ class PeerStats:
         backlog_bytes: what is in the log for it and has not arrived.
         round_trip_s: between sending a batch and hearing that it is written, smoothed.
         sent, received: records on this connection.
+        dropped_bytes: what was dropped by retention or ``max_files`` before it was sent, on this
+            connection.
+        undeliverable: records that were too large for it and became dead letters, likewise.
     """
 
     name: str
@@ -124,6 +127,8 @@ class PeerStats:
     round_trip_s: float | None = None
     sent: int = 0
     received: int = 0
+    dropped_bytes: int = 0
+    undeliverable: int = 0
 
 
 @dataclass(frozen=True)

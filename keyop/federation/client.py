@@ -17,6 +17,7 @@ from keyop.audit import AuditEvent
 from keyop.backoff import backoff_delay, worth_telling
 from keyop.config import ClientHub
 from keyop.errors import KeyopError
+from keyop.federation.feed import Done
 from keyop.federation.instance import Instance, Peer
 from keyop.federation.link import Link
 from keyop.federation.outbox import Outbox, position_id
@@ -130,8 +131,8 @@ class HubClient:
             reconnects=max(0, self.connects - 1),
             failures=self.failures,
             round_trip_s=None if sender is None else sender.round_trip_s,
-            sent=0 if sender is None else sender.sent,
             received=0 if receiver is None else receiver.counters.received,
+            **(Done() if sender is None else sender.done)._asdict(),
         )
 
     def apply(self, hub: ClientHub) -> None:

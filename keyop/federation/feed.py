@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from keyop.errors import KeyopError
 from keyop.federation.pages import Page, Pages, Portion
@@ -21,15 +22,16 @@ logger = logging.getLogger(__name__)
 _SMALL_UNDER_WAY = 2
 
 
-class FeedCounters:
-    """What one feed has done since it began."""
+class Done(NamedTuple):
+    """What has become of the records for a peer.
 
-    __slots__ = ("acknowledged", "dropped_bytes", "sent")
+    ``dropped_bytes`` went with old segments before they were sent; what is ``undeliverable`` became
+    dead letters.
+    """
 
-    def __init__(self) -> None:
-        self.sent = 0
-        self.acknowledged = 0
-        self.dropped_bytes = 0
+    sent: int = 0
+    dropped_bytes: int = 0
+    undeliverable: int = 0
 
 
 class Feed:
@@ -57,7 +59,8 @@ class Feed:
         on_data: Callable[[Feed], None],
     ) -> None:
         self.channel = log.channel
-        self.counters = FeedCounters()
+        self._sent = 0
+        self._dropped_bytes = 0
         self._log = log
         self._cursor = cursor
         self._warm = warm
@@ -203,7 +206,7 @@ class Feed:
         self._opened = True
 
     def _report_gap(self, start: int, end: int) -> None:
-        self.counters.dropped_bytes += end - start
+        self._dropped_bytes += end - start
         text = f"{end - start} bytes from {start} on are gone, and were not sent"
         logger.error("%s: %s: %s", self.channel, self._selection.addressee.name, text)
         self._note("replay_gap", self.channel, detail=text)
@@ -224,6 +227,11 @@ class Feed:
         return self.acknowledged_to < self.sent_to
 
     @property
+    def done(self) -> Done:
+        """What it has done since it began."""
+        return Done(self._sent, self._dropped_bytes, self._selection.undeliverable)
+
+    @property
     def backlog_bytes(self) -> int:
         """How much of the log has not arrived, as far as this process has seen it grow."""
         return max(0, self._log.end - self.acknowledged_to)
@@ -238,7 +246,7 @@ class Feed:
     def sent(self, count: int) -> None:
         """So many records, up to the position, are on their way."""
         self._batches += 1
-        self.counters.sent += count
+        self._sent += count
         self.sent_to = self.position
 
     def passed(self) -> None:
@@ -255,7 +263,6 @@ class Feed:
             count: of the records in the batch that has arrived; 0 if none has.
         """
         self._batches -= bool(count)
-        self.counters.acknowledged += count
         if end == self.sent_to:
             end = max(end, self._passed_to)
         self.acknowledged_to = end

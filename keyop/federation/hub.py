@@ -13,7 +13,7 @@ from keyop.audit import AuditEvent
 from keyop.config import HubConfig
 from keyop.config_rules import join_address
 from keyop.errors import KeyopError, SubscriberInUseError
-from keyop.federation.feed import Feed
+from keyop.federation.feed import Done, Feed
 from keyop.federation.instance import Instance, Peer
 from keyop.federation.link import Link
 from keyop.federation.policy import Policy, Rights
@@ -73,8 +73,8 @@ class _Client:
             position_id=self.position_id,
             backlog_bytes=0 if sender is None else sender.backlog_bytes,
             round_trip_s=None if sender is None else sender.round_trip_s,
-            sent=0 if sender is None else sender.sent,
             received=0 if receiver is None else receiver.counters.received,
+            **(Done() if sender is None else sender.done)._asdict(),
         )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from keyop.backoff import worth_telling
 from keyop.errand import Crew, Errand
 from keyop.errors import KeyopError
-from keyop.federation.feed import Feed
+from keyop.federation.feed import Done, Feed
 from keyop.pace import Pace
 from keyop.wire.session import Session
 
@@ -63,7 +63,7 @@ class Sender:
         self._errand = Errand(f"keyop-sender-{name}", self._work, crew)
         self._stopped = False
         # On channels that are not sent any more.
-        self._sent_before = 0
+        self._done_before = Done()
 
     def add(self, feed: Feed) -> None:
         """Send this feed too; one that comes too late is closed."""
@@ -79,7 +79,7 @@ class Sender:
         if feed is not None:
             self._ready.pop(feed, None)
             self._failures.pop(feed, None)
-            self._sent_before += feed.counters.sent
+            self._done_before = _sum([self._done_before, feed.done])
             feed.close(forget)
 
     def wake(self, feed: Feed) -> None:
@@ -165,9 +165,9 @@ class Sender:
         return sum(feed.backlog_bytes for feed in self.feeds.values())
 
     @property
-    def sent(self) -> int:
-        """How many records were sent."""
-        return self._sent_before + sum(feed.counters.sent for feed in self.feeds.values())
+    def done(self) -> Done:
+        """What it has done since it began."""
+        return _sum([self._done_before, *(feed.done for feed in self.feeds.values())])
 
     @property
     def idle(self) -> bool:
@@ -183,3 +183,7 @@ class Sender:
         self.feeds.clear()
         self._ready.clear()
         self._failures.clear()
+
+
+def _sum(several: Iterable[Done]) -> Done:
+    return Done(*map(sum, zip(*several, strict=True)))

@@ -236,6 +236,8 @@ def _peer(peer: PeerStats, now: datetime) -> dict[str, Any]:
         "round_trip_s": peer.round_trip_s,
         "sent": peer.sent,
         "received": peer.received,
+        "dropped_bytes": peer.dropped_bytes,
+        "undeliverable": peer.undeliverable,
         "failures": peer.failures,
     }
 

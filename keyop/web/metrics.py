@@ -209,3 +209,8 @@ def _of_peers(stats: Stats, process: str) -> Iterator[_Family]:
     yield _gauge("peer_round_trip_seconds", text, labels, round_trips)
     text = "Connections lost."
     yield _counter("peer_failures", text, labels, of_peers(lambda each: each.failures))
+    text = "What was dropped before it was sent, on this connection."
+    dropped = of_peers(lambda each: each.dropped_bytes)
+    yield _counter("peer_dropped_bytes", text, labels, dropped)
+    text = "Records too large for it, on this connection."
+    yield _counter("peer_undeliverable", text, labels, of_peers(lambda each: each.undeliverable))

@@ -254,6 +254,7 @@ def test_defect_06_a_record_above_the_limit_of_the_peer(instances: Instances) ->
     assert (event["message_id"], event["peer"]) == (large, "beta")
     (letter,) = dead_letters(instances.data_dir("hub"), "down")
     assert letter["original"]["id"] == large
+    assert [peer.undeliverable for peer in hub.stats().peers] == [1]
     assert client_of(beta).connects == 1
     # It is not met again after a reconnect.
     wait_until(

@@ -445,6 +445,8 @@ class TestTheChannel:
         event = wait_audit(hub, "replay_gap")
         assert (event["peer"], event["channel"]) == ("alpha", "down")
         assert event["detail"].endswith("bytes from 0 on are gone, and were not sent")
+        (seen,) = hub.stats().peers
+        assert event["detail"].startswith(f"{seen.dropped_bytes} bytes ")
         peer.drop()
 
     def test_a_disk_that_cannot_be_read(

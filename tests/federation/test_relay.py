@@ -251,10 +251,9 @@ class TestInARing:
         ring[0].publish("all", TYPE, 0)
         assert_everybody_has(ring, 1)
         sent = sum(
-            feed.counters.sent
+            sender.done.sent
             for hub in ring
             for sender in federation_of(hub)._instance._senders.values()
-            for feed in sender.feeds.values()
         )
         # From the first one to both others, and at most from each of those to the other.
         assert 2 <= sent <= 4

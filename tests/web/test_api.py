@@ -712,6 +712,8 @@ def test_peers(messenger: Messenger, client: Client, monkeypatch: pytest.MonkeyP
         "sent": 3,
         "received": 0,
         "failures": 0,
+        "dropped_bytes": 0,
+        "undeliverable": 0,
     }
     assert (hub["state"], hub["detail"], hub["since"]) == ("connecting", "timed out", None)
     assert (gone["state"], gone["backlog_bytes"]) == ("away", 7)

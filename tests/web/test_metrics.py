@@ -52,6 +52,8 @@ NAMES = {
     "keyop_peer_backlog_bytes",
     "keyop_peer_round_trip_seconds",
     "keyop_peer_failures",
+    "keyop_peer_dropped_bytes",
+    "keyop_peer_undeliverable",
     "keyop_latency_seconds",
 }
 
@@ -133,7 +135,16 @@ def test_peers(messenger: Messenger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each name once, though ephemeral clients may share one."""
     stats = messenger.stats()
     peers = (
-        PeerStats('a"\\\n', "hub", "a:1", "waiting", failures=3, backlog_bytes=9),
+        PeerStats(
+            'a"\\\n',
+            "hub",
+            "a:1",
+            "waiting",
+            failures=3,
+            backlog_bytes=9,
+            dropped_bytes=7,
+            undeliverable=2,
+        ),
         PeerStats("e", "ephemeral", "a:1", "connected", round_trip_s=0.5),
         PeerStats("e", "ephemeral", "a:2", "connected"),
     )
@@ -142,6 +153,8 @@ def test_peers(messenger: Messenger, monkeypatch: pytest.MonkeyPatch) -> None:
     connected = values(found["keyop_peer_connected"], "peer", "kind")
     assert connected == {('a"\\\n', "hub"): 0, ("e", "ephemeral"): 1}
     assert values(found["keyop_peer_failures"], "peer")['a"\\\n',] == 3
+    assert values(found["keyop_peer_dropped_bytes"], "peer")['a"\\\n',] == 7
+    assert values(found["keyop_peer_undeliverable"], "peer")['a"\\\n',] == 2
     assert values(found["keyop_peer_round_trip_seconds"], "peer") == {("e",): 0.5}
 
 

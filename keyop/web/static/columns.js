@@ -100,6 +100,8 @@ export function peerTable() {
       number("Received", (row) => row.received, format.count, "wide"),
       number("Reconnects", (row) => row.reconnects, format.count, "wide"),
       number("Failures", (row) => row.failures, format.count, "wide"),
+      number("Dropped", (row) => row.dropped_bytes, format.bytes, "wide"),
+      number("Undeliverable", (row) => row.undeliverable, format.count, "wide"),
       { label: "Detail", className: "wide detail-text", text: (row) =>
         [row.address, row.detail].filter(Boolean).join(": ") },
     ],
