@@ -55,6 +55,10 @@ class HubConfig(Part, section="hub"):
         allowed_peers: who may connect; nobody else does.
         deny_by_default: an empty list of an allowed peer means no channel, not any.
         max_pending: connections whose hello is still to come, at least 1.
+        max_connections: clients that may be connected at once, those of one name included; 0 is
+            any number.
+        max_channels_per_peer: channels that one peer may bring about, by sending or subscribing
+            to such as are not there, while the hub runs; 0 is any number.
         fed_client_offset_ttl: seconds after which the position of a peer that stays away is
             forgotten; 0 never forgets.
     """
@@ -64,6 +68,8 @@ class HubConfig(Part, section="hub"):
     allowed_peers: tuple[AllowedPeer, ...] = ()
     deny_by_default: Flag = False
     max_pending: Annotated[int, whole(1)] = 128
+    max_connections: Count = 4096
+    max_channels_per_peer: Count = 1024
     fed_client_offset_ttl: Seconds = 168 * 3600.0
 
     def _conflicts(self) -> Iterator[Conflict]:

@@ -15,6 +15,7 @@ from keyop.config_rules import join_address
 from keyop.errors import KeyopError, SubscriberInUseError
 from keyop.federation.feed import Done, Feed
 from keyop.federation.instance import Instance, Peer
+from keyop.federation.limits import Limits
 from keyop.federation.link import Link
 from keyop.federation.policy import Policy, Rights
 from keyop.federation.receiver import Receiver
@@ -29,8 +30,6 @@ from keyop.wire.session import NOT_ALLOWED, TAKEN_OVER, TRY_AGAIN_LATER, Greeted
 
 logger = logging.getLogger(__name__)
 
-# Ephemeral clients may share a name; so many of them.
-MAX_SAME_NAME = 64
 # How long a position is waited for that a link which ends still holds.
 _CLAIM_WAIT_S = 2.0
 _CLAIM_POLL_S = 0.02
@@ -91,6 +90,7 @@ class Hub:
         self._instance = instance
         self._config = config
         self._policy = Policy(config)
+        self._limits = Limits(instance.store, config)
         self._credentials = credentials
         self._context = credentials.context(CLIENT_AUTH) if credentials else None
         self._listener: Listener | None = None
@@ -200,11 +200,10 @@ class Hub:
             self._reject(link, peer, NOT_ALLOWED, refusal or _NOT_LISTED)
             return
         client = _Client(link, peer, hello, accepted.certificate)
-        if hello.ephemeral:
-            same = sum(each.peer.name == name and each.hello.ephemeral for each in self._clients)
-            if same >= MAX_SAME_NAME:
-                self._reject(link, peer, TRY_AGAIN_LATER, "too many connections of this name")
-                return
+        excess = self._excess(client)
+        if excess is not None:
+            self._reject(link, peer, TRY_AGAIN_LATER, excess)
+            return
         joined.append(client)
         self._clients.add(client)
         if not hello.ephemeral:
@@ -225,6 +224,18 @@ class Hub:
         if self._credentials is None or certificate is None:
             return None
         return self._credentials.refusal(certificate)
+
+    def _excess(self, client: _Client) -> str | None:
+        """Say why a client would be one too many; None if it would not."""
+        name = client.peer.name
+        if client.hello.ephemeral:
+            same = sum(each.peer.name == name and each.hello.ephemeral for each in self._clients)
+            crowded = self._limits.crowded(same)
+            if crowded is not None:
+                return crowded
+        elif name in self._durable:  # whose place it takes
+            return None
+        return self._limits.full(len(self._clients))
 
     def _reject(self, link: Link, peer: Peer, code: int, reason: str) -> None:
         logger.warning("%s at %s was refused: %s", peer.name, peer.address, reason)
@@ -250,7 +261,9 @@ class Hub:
 
         def accepts(channel: str) -> bool:
             now = self._policy.rights(client.peer.name)
-            return now is not None and now.may_publish(channel)
+            if now is None or not now.may_publish(channel):
+                return False
+            return self._limits.may_use(client.peer.name, channel)
 
         link.receiver = client.receiver = instance.receiver(link, client.peer, accepts)
         sender = link.sender = client.sender = instance.sender(link, client.peer)
@@ -310,6 +323,7 @@ class Hub:
     def _feed(self, client: _Client, channel: str) -> Feed:
         instance, sender = self._instance, client.sender
         assert sender is not None
+        self._limits.check_use(client.peer.name, channel)
         position_id = client.position_id
         deadline = monotonic() + _CLAIM_WAIT_S
         while True:
@@ -328,7 +342,7 @@ class Hub:
         Who is not allowed any more, or whose certificate would be refused now, is closed with
         4403; channels that were taken from a client stop, and those that it was given begin.
         """
-        self._config = config
+        self._config = self._limits.config = config
         self._policy = Policy(config)
         if credentials is not self._credentials:
             self._credentials = credentials

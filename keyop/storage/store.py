@@ -96,9 +96,10 @@ class Store:
             return []
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-        return sorted(name for name in names if _is_channel(name) and self._is_directory(name))
+        return sorted(name for name in names if _is_channel(name) and self.has_channel(name))
 
-    def _is_directory(self, channel: str) -> bool:
+    def has_channel(self, channel: str) -> bool:
+        """Tell whether a channel has a directory."""
         if channel in self._seen_channels:
             return True
         try:

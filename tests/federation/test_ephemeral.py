@@ -805,7 +805,7 @@ class TestRejected:
         self, instances: Instances, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is no refusal of this instance: there may be room later."""
-        monkeypatch.setattr("keyop.federation.hub.MAX_SAME_NAME", 2)
+        monkeypatch.setattr("keyop.federation.limits.MAX_SAME_NAME", 2)
         hub = instances.hub()
         first, second, third = (
             instances.ephemeral("alpha", hub, auto_reconnect=True) for _ in range(3)

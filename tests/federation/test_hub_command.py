@@ -559,7 +559,11 @@ def header_commands(path: Path) -> list[str]:
 
 @pytest.fixture
 def beside_conf(tmp_path: Path) -> Path:
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    """The examples, whose page listens on a port that is free."""
+    (tmp_path / "conf").mkdir()
+    for path in EXAMPLES:
+        text = path.read_text().replace("127.0.0.1:7741", "127.0.0.1:0")
+        (tmp_path / "conf" / path.name).write_text(text)
     return tmp_path
 
 

@@ -53,6 +53,8 @@ DEFAULTS = {
     "hub.allowed_peers": (),
     "hub.deny_by_default": False,
     "hub.max_pending": 128,
+    "hub.max_connections": 4096,
+    "hub.max_channels_per_peer": 1024,
     "hub.fed_client_offset_ttl": 168 * 3600,
     "client.enabled": False,
     "client.hubs": (),

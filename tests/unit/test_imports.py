@@ -85,6 +85,7 @@ ORDER = [
     "audit",
     "federation",
     "federation.policy",
+    "federation.limits",
     "federation.pages",
     "federation.selection",
     "federation.admission",
