@@ -76,9 +76,10 @@ class Executor:
             CommandFailedError: it did not end with 0.
             OSError: it could not be started.
         """
+        # The operator's own command line; what comes from outside is its stdin and environment.
         process = subprocess.Popen(
             self._program,
-            shell=True,
+            shell=True,  # nosec B604
             stdin=subprocess.PIPE,
             env={**os.environb, **_environment(message)},
             start_new_session=True,
