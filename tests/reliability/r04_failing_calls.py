@@ -1,7 +1,8 @@
 """R4: the Nth call of one kind fails, for each N, and with it one, two or all that follow.
 
 One session of publishing and subscribing is run again and again, each time with another call
-failing. What every publish claimed is then held against the log.
+failing. What every publish claimed is then held against the log. So it is on a real disk, where
+files may not grow and the kernel writes a part of what it is given.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import NamedTuple
 
 from gevent.pool import Pool
 
+from .children import Child
 from .faulty_session import Session
+from .messengers import POLICIES
+from .reading import ChannelTail
 from .row import Row, Run
+from .workload import CHANNEL
 
 TITLE = "every Nth write, fsync, rename, open … fails"
 _OPERATIONS = (
@@ -75,7 +80,32 @@ def run(run: Run) -> Row:
         for error in _ERRORS:
             lanes.spawn(all_of, operation, error)
     lanes.join()
+    for policy in POLICIES:
+        _try_limited_files(row, run, policy)
     return row
+
+
+def _try_limited_files(row: Row, run: Run, policy: str) -> None:
+    """Hold what a process said whose files were limited against what is in them."""
+    data_dir = run.directory / policy
+    rounds = run.either(20, 200)
+    with Child(
+        "file_size", run.directory, data_dir=data_dir, policy=policy, seed=run.seed, rounds=rounds
+    ) as limited:
+        limited.wait_done()
+        said = [line.split() for line in limited.new_lines()]
+    written, refused = (
+        [int(n) for kind, *numbers in said for n in numbers if kind == wanted]
+        for wanted in ("written", "refused")
+    )
+    tail = ChannelTail(data_dir, CHANNEL)
+    found = [entry.n for entry in tail.follow()]
+    row.count(published=len(written), faults=len(refused), sessions=1)
+    row.count(lost=len(set(written) - set(found)), lies=len(set(found) & set(refused)))
+    row.expect(found == written, f"limited files under {policy}: the log is not what was written")
+    row.expect(refused, f"limited files under {policy}: nothing was refused")
+    for problem in tail.problems:
+        row.problem(f"limited files under {policy}: {problem}")
 
 
 def _plans(run: Run, operation: str, error: int) -> Iterator[Plan]:
