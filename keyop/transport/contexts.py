@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -54,12 +56,12 @@ class Credentials:
             min_version: ``1.2`` or ``1.3``.
 
         Raises:
-            ConfigError: a file cannot be read or used, the certificate names no instance, the key
-                is another certificate's, or the list of revoked certificates another authority's;
-                the error names the file.
+            ConfigError: a file cannot be read or used, others may read the key, the certificate
+                names no instance, the key is another certificate's, or the list of revoked
+                certificates another authority's; the error names the file.
         """
         certificate = _parse("tls.cert", cert, x509.load_pem_x509_certificate)
-        private = _parse("tls.key", key, _load_key)
+        private = _parse("tls.key", key, _load_key, secret=True)
         authorities = _parse("tls.ca", ca, x509.load_pem_x509_certificates)
         revoked = (_parse("tls.crl", crl, x509.load_pem_x509_crl),) if crl else ()
         try:
@@ -194,16 +196,27 @@ def _signed(listing: x509.CertificateRevocationList, authority: x509.Certificate
     return listing.is_signature_valid(authority.public_key())  # type: ignore[arg-type] # any kind
 
 
+# Whoever is neither the owner nor of its group; and who may put another key into its place.
+_OTHERS = stat.S_IRWXO | stat.S_IWGRP
+
+
 def _load_key(data: bytes) -> Any:
     return load_pem_private_key(data, None)
 
 
-def _parse(key: str, path: str, parse: Any) -> Any:
+def _parse(key: str, path: str, parse: Any, secret: bool = False) -> Any:
     try:
         with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             data = file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"{key}: cannot be read: {error.strerror}", path) from error
+    if secret and mode & _OTHERS:
+        raise ConfigError(
+            f"{key}: mode {mode & 0o777:04o} lets others use this key; chmod 600 it, or 640 for "
+            "its group to read",
+            path,
+        )
     try:
         return parse(data)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted

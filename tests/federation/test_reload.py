@@ -48,6 +48,12 @@ from .helpers import (
 NEVER_S = 3600.0
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that nobody else may read, as keys are."""
+    path.touch(0o600)
+    path.write_bytes(content)
+
+
 class Place:
     """Where the files of an instance lie, and how they are replaced; by writing into them here."""
 
@@ -59,7 +65,7 @@ class Place:
         return str(self.directory / name)
 
     def write(self, name: str, content: bytes) -> None:
-        (self.directory / name).write_bytes(content)
+        write_private(self.directory / name, content)
 
 
 class Renamed(Place):
@@ -67,7 +73,7 @@ class Renamed(Place):
 
     def write(self, name: str, content: bytes) -> None:
         new = self.directory / f".{name}.new"
-        new.write_bytes(content)
+        write_private(new, content)
         os.replace(new, self.directory / name)
 
 
@@ -86,7 +92,7 @@ class Swapped(Place):
             new.mkdir()
         else:
             shutil.copytree(before, new)
-        (new / name).write_bytes(content)
+        write_private(new / name, content)
         link = self.directory / "..data_new"
         link.symlink_to(new.name)
         os.replace(link, current)
@@ -102,7 +108,7 @@ class DirectoryReplaced(Place):
     def write(self, name: str, content: bytes) -> None:
         new, old = (self.directory.with_name(f"{self.directory.name}-{end}") for end in "no")
         shutil.copytree(self.directory, new)
-        (new / name).write_bytes(content)
+        write_private(new / name, content)
         self.directory.rename(old)
         new.rename(self.directory)
         shutil.rmtree(old)

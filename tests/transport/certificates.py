@@ -165,6 +165,7 @@ class Files:
         """Write a file of its own; return its path."""
         self._count += 1
         path = self._directory / f"{self._count}.pem"
+        path.touch(0o600)
         path.write_bytes(data)
         return str(path)
 

@@ -485,6 +485,21 @@ class TestFiles:
         os.chmod(paths["key"], 0)
         assert "Permission denied" in self.refusal(paths, "key", paths["key"])
 
+    @pytest.mark.parametrize("mode", [0o604, 0o602, 0o660, 0o644, 0o777])
+    def test_a_key_that_others_may_use(self, paths: dict[str, str], mode: int) -> None:
+        """It is no secret any more; what to do is said."""
+        os.chmod(paths["key"], mode)
+        assert self.refusal(paths, "key", paths["key"]) == (
+            f"tls.key: mode {mode:04o} lets others use this key; "
+            "chmod 600 it, or 640 for its group to read"
+        )
+
+    @pytest.mark.parametrize("mode", [0o400, 0o600, 0o440, 0o640])
+    def test_a_key_of_a_group(self, paths: dict[str, str], mode: int) -> None:
+        """As a service manager hands it out: to a group that only reads."""
+        os.chmod(paths["key"], mode)
+        assert Credentials.load(**paths).name == "hub1"
+
     @pytest.mark.parametrize("which", ["cert", "key", "ca", "crl"])
     @pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "binary", "header"])
     def test_damaged(self, files: Files, paths: dict[str, str], which: str, damage: str) -> None:
