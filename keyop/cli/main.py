@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from keyop.cli.common import common_options
 from keyop.cli.program import Program, run_program
@@ -12,24 +14,31 @@ from keyop.version import __version__
 
 PROGRAM = "keyop"
 
-# Each command and the module below keyop.cli that has it, as ``command``.
+
+class _Entry(NamedTuple):
+    """What is known of a command before it is loaded: its module's name, and what it is for."""
+
+    module: str
+    purpose: str
+
+
 COMMANDS = {
-    "publish": "publish",
-    "subscribe": "subscribe",
-    "tail": "tail",
-    "replay": "replay",
-    "channels": "channels",
-    "subscribers": "subscribers",
-    "stats": "stats",
-    "dead-letter": "dead_letter",
-    "export": "export",
-    "import": "import_",
-    "check": "check",
-    "config": "config",
-    "keygen": "keygen",
-    "demo": "demo",
-    "completion": "completion",
-    "version": "version",
+    "publish": _Entry("publish", "Publish a message, or a line of stdin each."),
+    "subscribe": _Entry("subscribe", "Print messages as they come, or run a command for each."),
+    "tail": _Entry("tail", "Show the last records of a channel, or any, and follow it."),
+    "replay": _Entry("replay", "Deliver messages once more, to a subscriber or a channel."),
+    "channels": _Entry("channels", "List channels, or remove one."),
+    "subscribers": _Entry("subscribers", "List subscribers and how far they are, or forget one."),
+    "stats": _Entry("stats", "Show figures of a data directory, once or all the time."),
+    "dead-letter": _Entry("dead_letter", "Look at what was given up, send it again, delete it."),
+    "export": _Entry("export", "Write the records of a channel to stdout, checked."),
+    "import": _Entry("import_", "Append exported records to a channel, checked."),
+    "check": _Entry("check", "Verify a data directory, and repair it."),
+    "config": _Entry("config", "Check configuration files."),
+    "keygen": _Entry("keygen", "Make certificates, look at them, take them back."),
+    "demo": _Entry("demo", "Kill the programs at both ends of a channel; nothing is lost."),
+    "completion": _Entry("completion", "Print a script that has a shell complete all this."),
+    "version": _Entry("version", "Print the versions of keyop and Python."),
 }
 
 
@@ -42,11 +51,27 @@ class LazyGroup(Program, click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command, or None if there is none of that name."""
-        module = COMMANDS.get(cmd_name)
-        if module is None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
             return None
-        command: click.Command = import_module(f"keyop.cli.{module}").command
+        command: click.Command = import_module(f"keyop.cli.{entry.module}").command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, without loading any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.purpose) for name, entry in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return what a word may go on as, without loading any command."""
+        return [
+            *(
+                CompletionItem(name, help=entry.purpose)
+                for name, entry in COMMANDS.items()
+                if name.startswith(incomplete)
+            ),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
 
 @click.group(
