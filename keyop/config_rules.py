@@ -10,10 +10,10 @@ import ipaddress
 import math
 import os
 import re
-import reprlib
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
+from keyop.brief import brief
 from keyop.names import check_channel, instance_name_fault
 
 # Bounds of what no rule bounds otherwise: far beyond any use, near enough to catch a slip.
@@ -39,9 +39,6 @@ _SPAN = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(" + "|".join(_UNIT_S) + ")")
 _SPANS = re.compile(f"(?:{_SPAN.pattern})+")
 _ADDRESS = re.compile(r"(\[[^\[\]]*\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = 60
-
 Parse = Callable[[object], Any]
 
 
@@ -60,7 +57,7 @@ class Plain(str):
 
 
 def _refuse(raw: object, allowed: str) -> NoReturn:
-    shown = raw[:60] if isinstance(raw, Plain) else _shorten.repr(raw)
+    shown = raw[:60] if isinstance(raw, Plain) else brief(raw)
     raise ValueError(f"{shown} is not allowed; use {allowed}")
 
 

@@ -21,6 +21,8 @@ _GUESSED = {_TAG + "bool", _TAG + "int", _TAG + "float"}
 # What YAML 1.1 has further guesses for (dates, "=") is text here, like what it calls a string.
 _TEXT = {_TAG + "str", _TAG + "timestamp", _TAG + "value", _MERGE}
 
+# What is no character by itself, and no file's name, and cannot be printed.
+_HALF = re.compile("[\ud800-\udfff]")
 # The parser quotes what it stumbles over, and that may be a secret. Single characters and the
 # parser's own words for tokens, such as '<scalar>', may be shown.
 _QUOTED = re.compile(r"""(['"]).*?\1""")
@@ -53,6 +55,11 @@ def _check_bounds(nodes: int, depth: int, mark: yaml.Mark) -> None:
 
 def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+def _check_text(text: str, node: yaml.Node) -> None:
+    if not text.isascii() and _HALF.search(text):
+        raise _refusal("half a surrogate pair is no character", node.start_mark)
 
 
 class _Expansion:
@@ -90,6 +97,7 @@ class _Expansion:
                 raise _refusal("a key is a word, not a list or a mapping", name_node.start_mark)
             name, line = name_node.value, name_node.start_mark.line + 1
             dotted = f"{key}.{name}" if key else name
+            _check_text(name, name_node)
             if name in out:
                 self.duplicates.append(f"{dotted}: given twice, on lines {lines[name]} and {line}")
                 continue
@@ -104,6 +112,7 @@ class _Expansion:
 
     def _scalar(self, node: yaml.ScalarNode) -> str | None:
         text: str = node.value
+        _check_text(text, node)
         if node.tag == _NULL:
             return None
         if node.tag in _GUESSED:
@@ -143,6 +152,8 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]]:
         data = None if node is None else expansion.expand(node)
     except yaml.YAMLError as error:
         raise ConfigError(_describe(error, text), source) from None
+    except (ValueError, OverflowError) as error:  # a character or a number that Python has none for
+        raise ConfigError(f"not YAML: {error}", source) from None
     if data is None:
         raise ConfigError("the file is empty; storage.data_dir is needed at least", source)
     if not isinstance(data, dict):

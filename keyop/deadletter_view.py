@@ -13,6 +13,9 @@ from keyop.envelope import CRC_MARK, CRC_SUFFIX_BYTES
 from keyop.errors import CorruptRecordError
 from keyop.rawjson import members
 
+# What a number of JSON may be for everybody who reads it.
+_MOST_RETRIES = 1 << 53
+
 
 @dataclass(frozen=True)
 class Original:
@@ -76,7 +79,7 @@ def read_letter(record: Record, channel: str) -> DeadLetter:
         channel,
         record.offset,
         _text(body, "subscriber") or None,
-        retries if isinstance(retries, int) else 0,
+        retries if isinstance(retries, int) and 0 <= retries < _MOST_RETRIES else 0,
         _text(body, "failed_at"),
         _text(body, "last_error"),
         _original(original) if isinstance(original, dict) else None,
@@ -89,7 +92,7 @@ def read_details(record: Record, channel: str) -> Details:
     return Details(
         read_letter(record, channel),
         original,
-        None if original is None else members(original).get("payload"),
+        None if original is None else _payload_of(original),
         _text(_body(record), "raw") or None,
     )
 
@@ -104,6 +107,13 @@ def original_json(record: Record) -> bytes | None:
     except (KeyError, ValueError):  # no dead letter, whoever wrote it
         return None
     return original if original.startswith(b"{") else None
+
+
+def _payload_of(original: bytes) -> bytes | None:
+    try:
+        return members(original).get("payload")
+    except ValueError:
+        return None
 
 
 def _body(record: Record) -> dict[str, Any]:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 from zlib import crc32
 
 import orjson
 
+from keyop.brief import brief
 from keyop.envelope import (
     CRC_MARK,
     MAX_MESSAGE_ID_CHARACTERS,
@@ -49,7 +51,7 @@ def decode(line: bytes) -> dict[str, Any]:
     fields = _split(strip_checksum(line))
     version = fields.get("v")
     if type(version) is not int:
-        raise CorruptRecordError(f"the version is {version!r}, not a number")
+        raise CorruptRecordError(f"the version is {brief(version)}, not a number")
     if version != VERSION:
         raise UnknownVersionError(f"envelope version {version} is not known")
     for name in TEXT_FIELDS:
@@ -106,8 +108,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+# Any escape of JSON; two halves of a surrogate pair are one.
+_HIGH, _LOW = r"u[dD][89abAB][0-9a-fA-F]{2}", r"u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPE = re.compile(rf"\\(?:{_HIGH}\\{_LOW}|(?P<half>{_HIGH}|{_LOW})|.)", re.DOTALL)
+
+
+def _whole_character(escape: re.Match[str]) -> str:
+    return r"\ufffd" if escape["half"] else escape[0]
+
+
 def _split_liberally(line: bytes) -> dict[str, Any]:
-    """Read what other writers write: blanks, invalid UTF-8, numbers beyond the double range."""
+    """Read what other writers write: blanks, invalid UTF-8, numbers beyond the double range.
+
+    Bytes that are no UTF-8, and halves of surrogate pairs, become U+FFFD, as they do in v0.11.0.
+    """
     outermost: list[tuple[str, Any]] = []
 
     def remember(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def _split_liberally(line: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        text = line.decode("utf-8", "replace")
+        text = _ESCAPE.sub(_whole_character, line.decode("utf-8", "replace"))
         fields = json.loads(text, object_pairs_hook=remember, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CorruptRecordError(f"not a JSON object: {error}") from None
@@ -149,7 +163,8 @@ class EnvelopeReader:
             # a payload is: nothing stands behind it but its checksum.
             if line[-19:-10] == _OBJECT_AND_CRC and line.startswith(_HEAD):
                 fields: dict[str, Any] = _loads(line)
-                count = _PLAIN_COUNT
+                # What ends with an object may be a second version.
+                count = _PLAIN_COUNT if fields["v"] == 1 else 0
                 if fields["crc"] != f"{crc32(line[:-18]):08x}":
                     raise CorruptRecordError("the checksum does not match")
             else:
@@ -198,7 +213,7 @@ def record_id(line: bytes) -> str | None:
             try:
                 return text.decode()
             except UnicodeDecodeError:
-                return None
+                pass  # decode replaces what is wrong with it
     try:
         value: str = decode(line)["id"]
     except CorruptRecordError:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import gevent
 
+from keyop.brief import brief
 from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.config import Config, StorageConfig
 from keyop.dedup import Dedup
@@ -88,6 +89,8 @@ class Messenger:
             if data_dir is None:
                 raise ConfigError("give a Config, or data_dir=")
             config = Config(storage=StorageConfig(data_dir=os.fspath(data_dir)))
+        elif not isinstance(config, Config):
+            raise TypeError(f"give a Config, or data_dir=; {brief(config)} is neither")
         elif data_dir is not None:
             raise ConfigError("give a Config or data_dir=, not both")
         self.config = config

@@ -47,7 +47,9 @@ def members(text: bytes) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     position = _skip(text, 0, b"{")
     while not text.startswith(b"}", position):
-        name_end = _end_of_value(text, position)
+        if not text.startswith(b'"', position):
+            raise ValueError(f"no name at {position}")
+        name_end = _end_of_string(text, position)
         name = json.loads(text[position:name_end].decode("utf-8", "replace"))
         start = _skip(text, _blanks(text, name_end), b":")
         end = _end_of_value(text, start)

@@ -165,7 +165,7 @@ class Subscription:
         if self._predecessor is None and not self._take() and not self._options.standby:
             raise SubscriberInUseError(
                 f"{self.subscriber_id!r} already subscribes to {self.channel!r}, here or in "
-                "another process; stop it, choose another id, or wait with standby=True"
+                "another process; stop it, choose another id, or wait (standby=True, --standby)"
             )
         self._greenlet = gevent.spawn(self._run)
         self._greenlet.name = f"keyop-subscriber-{self.channel}-{self.subscriber_id}"
@@ -250,16 +250,20 @@ class Subscription:
                 opened,
             )
         self._offset = opened
-        look_around = True
+        # What lies behind a gap is found by looking around only, which wake-ups must not put off.
+        look_around, looked_at = True, 0.0
         pace = self._pace = Pace()
         while not self._stopping.is_set() and self._seek is None:
             self._woken.clear()
             found = self._cursor.read(look_around)
+            if look_around:
+                looked_at = time.monotonic()
             if found is None:
                 due_s = POLL_S
                 if self._parallel is None or not self._parallel.busy:
                     due_s = self._save_if_due()
-                look_around = not self._woken.wait(min(due_s, POLL_S))
+                self._woken.wait(min(due_s, POLL_S))
+                look_around = time.monotonic() - looked_at >= POLL_S
                 continue
             look_around = False
             if isinstance(found, Lines):

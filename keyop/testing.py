@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import gevent
-import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 0.002
 
 
-@pytest.fixture
-def messenger(tmp_path: Path) -> Iterator[Messenger]:
-    """A real messenger on a temporary directory, closed when the test ends."""
-    # Imported when it is used: the plugin is loaded in every test run of its environment.
-    from keyop.messenger import Messenger
+if find_spec("pytest") is not None:  # programs that only drain need none
+    import pytest
 
-    with Messenger(data_dir=tmp_path / "keyop") as made:
-        yield made
+    @pytest.fixture
+    def messenger(tmp_path: Path) -> Iterator[Messenger]:
+        """A real messenger on a temporary directory, closed when the test ends."""
+        # Imported when it is used: the plugin is loaded in every test run of its environment.
+        from keyop.messenger import Messenger
+
+        with Messenger(data_dir=tmp_path / "keyop") as made:
+            yield made
 
 
 def drain(messenger: Messenger, timeout: float = 5) -> None:

@@ -187,7 +187,7 @@ class ChannelCheck:
                 findings.corrupt,
                 "no record",
                 "subscribers put it aside as a dead letter, deliver the whole records in it, and "
-                "go on; nothing needs to be done",
+                "go on; nothing needs to be done, and this is said until its segment is deleted",
             )
         if findings.oversize.count:
             yield _lines(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from keyop.cli.output import complain, printable_lines
-from keyop.config import ClientConfig, Config, HubConfig, StorageConfig
+from keyop.config import ClientConfig, Config, HubConfig, StorageConfig, WebConfig
 from keyop.inspection import DataDirectory
 from keyop.logs import LogHandler
 
@@ -162,8 +162,11 @@ def resolve_config(data_dir: str | None, config_file: str | None) -> Config:
     if config_file is not None:
         if data_dir is not None:
             raise click.UsageError("give --data-dir or --config, not both")
-        # A command on the side of a running hub or client must not become a second one.
-        return replace(Config.load(config_file), hub=HubConfig(), client=ClientConfig())
+        # A command on the side of a running hub or client must not become a second one, or serve
+        # the page in its place.
+        return replace(
+            Config.load(config_file), hub=HubConfig(), client=ClientConfig(), web=WebConfig()
+        )
     if data_dir is None:
         data_dir = os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR
     return Config(storage=StorageConfig(data_dir=data_dir))
@@ -183,6 +186,8 @@ class ListByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``list`` in front of arguments that do not begin with a command."""
+        if ctx.resilient_parsing:  # a shell completes, perhaps the name of a command
+            return super().parse_args(ctx, args)
         flags = 0
         while flags < len(args) and args[flags] in _COMMON_FLAGS:
             flags += 1

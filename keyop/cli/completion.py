@@ -27,6 +27,7 @@ def command(ctx: click.Context, shell: str) -> None:
 
     \b
     Examples:
+      mkdir -p ~/.local/share/bash-completion/completions
       keyop completion bash > ~/.local/share/bash-completion/completions/keyop
       keyop completion zsh > "${fpath[1]}/_keyop"
       keyop completion fish > ~/.config/fish/completions/keyop.fish

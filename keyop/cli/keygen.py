@@ -15,6 +15,7 @@ from keyop.errors import ConfigError
 from keyop.keygen import (
     DEFAULT_DAYS,
     MAX_DAYS,
+    CertificateInfo,
     Issued,
     create_authority,
     describe_file,
@@ -138,7 +139,8 @@ def instance(
     """Make the certificate and the key of an instance, for a hub as well as a client.
 
     The certificate never outlives its CA: it ends with it, where --days goes further. With
-    --san, NAME is not among the hosts unless it is given too.
+    --san, NAME is not among the hosts unless it is given too. With --force and without --san,
+    the hosts are those of the certificate that is replaced.
 
     \b
     Exit status:
@@ -154,6 +156,10 @@ def instance(
     stem = file_stem(name)
     out_cert, out_key = out_cert or f"{stem}.crt", out_key or f"{stem}.key"
     authority = load_authority(ca, ca_key)
+    if force and not hosts:
+        hosts = _former_hosts(out_cert, name)
+        if hosts and hosts != (name,):
+            complain(f"for {', '.join(hosts)}, as the certificate before")
     made = issue(authority, name, hosts, days)
     write_pair(made, out_cert, out_key, force, (ca, ca_key))
     if not hosts and not is_host(name):
@@ -163,6 +169,19 @@ def instance(
     print_line(
         f"{name}: {out_cert} and {out_key}, {until(ends)}{', when its CA ends' if with_ca else ''}"
     )
+
+
+def _former_hosts(path: str, name: str) -> tuple[str, ...]:
+    """Return the hosts of an instance's certificate that is replaced; none if it is not one."""
+    try:
+        found = describe_file(path)
+    except (ConfigError, OSError):
+        return ()
+    former = [each for each in found if isinstance(each, CertificateInfo)]
+    if len(former) != 1 or former[0].common_name != name:
+        return ()
+    kinds = (each.partition(":") for each in former[0].alternative_names)
+    return tuple(host for kind, _, host in kinds if kind in ("DNS", "IP"))
 
 
 @command.command("inspect")

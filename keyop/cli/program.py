@@ -15,6 +15,7 @@ from click.shell_completion import shell_complete
 from keyop.cli.common import Settings, log_to_stderr, was_logged
 from keyop.cli.output import complain, printable_lines
 from keyop.errors import ConfigError, KeyopError
+from keyop.fs import NO_ROOM
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -84,8 +85,14 @@ class Program(click.Command):
 def describe(error: BaseException) -> str:
     """Return an error as one line for a person."""
     if isinstance(error, OSError) and not isinstance(error, KeyopError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        # Of files with a name, errors tell the name.
+        return (
+            f"stdout cannot be written: {error.strerror}"
+            if error.errno in NO_ROOM
+            else (error.strerror)
+        )
     if isinstance(error, (KeyopError, OSError)):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"

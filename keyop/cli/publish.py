@@ -54,7 +54,7 @@ def command(
     value, any other as a string. With --text every line is a string. A payload that begins with
     a minus comes behind "--".
 
-    With --hub the messages go to a hub, and count as published when it has them on its disk.
+    With --hub the messages go to a hub, and count as published when it has confirmed them.
 
     \b
     Exit status:
@@ -77,15 +77,35 @@ def command(
     with Messenger(config) if remote is None else RemotePublisher(remote) as messenger:
         sender = Sender(messenger, channel, payload_type, text, correlation_id, limit)
         if not from_stdin:
-            message_id = sender.send_one(value)
+            try:
+                message_id = sender.send_one(value)
+            except KeyboardInterrupt:
+                complain(f"published nothing to {channel}")
+                raise
             if not quiet:
-                click.echo(message_id)
+                print_id(message_id)
             return
         try:
             sender.send_stdin()
         finally:
             if not quiet:
                 complain(f"published {plural(sender.count, 'message')} to {channel}")
+
+
+def print_id(message_id: str) -> None:
+    """Write the id of a message that is published.
+
+    Raises:
+        click.ClickException: stdout cannot be written; whoever tries again must know that it was.
+    """
+    try:
+        click.echo(message_id)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(
+            f"stdout cannot be written ({error.strerror}); the message is published: {message_id}"
+        ) from None
 
 
 def parse_argument(payload: str) -> object:

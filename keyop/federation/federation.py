@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
@@ -147,7 +148,7 @@ class Federation:
         except OSError as error:
             raise ConfigError(
                 f"hub.listen_addr: cannot listen on {self.config.hub.listen_addr}: "
-                f"{error.strerror or error}"
+                f"{os.strerror(error.errno) if error.errno else error}"
             ) from error
         return hub
 

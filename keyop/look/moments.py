@@ -62,11 +62,9 @@ _A_TIME = "a time such as 2026-01-31T15:00 (local), 2026-01-31T14:00:00Z or -10m
 
 def _time(text: str) -> datetime | None:
     if _AGO.fullmatch(text):
-        ago = sum(
-            (timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(text)), timedelta()
-        )
         try:
-            return datetime.now(timezone.utc) - ago
+            spans = (timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(text))
+            return datetime.now(timezone.utc) - sum(spans, timedelta())
         except OverflowError:  # before the year 1
             return datetime.min.replace(tzinfo=timezone.utc)
     # Python 3.10 does not know Z.

@@ -33,8 +33,9 @@ T = TypeVar("T")
 
 LOCK_NAME = ".lock"
 _SEEK_END = os.SEEK_END
-# How often a publisher that waits for room on the disk tries again.
+# How often a publisher that waits for room on the disk tries again, and how often that is told of.
 _ROOM_POLL_S = 0.1
+_TELL_FULL_EVERY_S = 60.0
 
 
 class LogOptions(NamedTuple):
@@ -85,6 +86,8 @@ class Log:
         # room on the disk.
         self.published = 0
         self.waits = 0
+        # When a full disk is told of again; 0 while there is room, as far as is known.
+        self._tell_full_at = 0.0
         self._options = options
         self._segment_bytes = options.segment_bytes
         self._always = options.sync_policy == "always"
@@ -309,6 +312,9 @@ class Log:
             if written != fits:
                 written, error = self._cut_back(segment, data, done, fits, written, error)
             if written:
+                if self._tell_full_at:
+                    self._tell_full_at = 0.0
+                    logger.warning("%s: there is room on the disk again", self.channel)
                 done += written
                 segment.size += written
                 segment.dirty = True
@@ -330,6 +336,10 @@ class Log:
                     if not self._directory_made:
                         self._files.run(self._make_directory)
                         self._directory_made = True
+                    if self._closing.writes.is_set():  # close() has overtaken, and closed it
+                        raise MessengerClosedError(
+                            f"{self.channel}: the messenger was closed", written
+                        )
                     self._lock.open()
                 self._lock.acquire(deadline)
                 break
@@ -437,7 +447,14 @@ class Log:
                     written,
                 ) from error
         self.waits += 1
-        logger.debug("%s: no room on the disk, waiting", self.channel)
+        now = time.monotonic()
+        if now >= self._tell_full_at:
+            self._tell_full_at = now + _TELL_FULL_EVERY_S
+            logger.warning(
+                "%s: no room on the disk of %s: whoever publishes waits until there is some",
+                self.channel,
+                self.directory,
+            )
         if self._closing.waits.wait(wait_s):
             raise MessengerClosedError(
                 f"{self.channel}: the messenger was closed while the disk was full", written

@@ -70,14 +70,14 @@ def dial(address: str, context: SSL.Context | None, hub_name: str = "") -> Diall
                 raise CertificateError(f"{address} is {peer!r}, not {hub_name!r}")
         reader = StreamReader(stream, MAX_STRANGER_BYTES)
         with gevent.Timeout(UPGRADE_S, TimeoutError("no answer to the upgrade in time")):
-            _upgrade(stream, reader, address)
+            _upgrade(stream, reader, address, context is not None)
     except BaseException:
         stream.close()
         raise
     return Dialled(Connection(stream, reader, True, MAX_STRANGER_BYTES), peer)
 
 
-def _upgrade(stream: Stream, reader: StreamReader, address: str) -> None:
+def _upgrade(stream: Stream, reader: StreamReader, address: str, secured: bool) -> None:
     """Ask for a WebSocket connection.
 
     Source: RFC 6455, section 4.1.
@@ -94,7 +94,11 @@ def _upgrade(stream: Stream, reader: StreamReader, address: str) -> None:
         "",
     )
     stream.sendall("\r\n".join(request).encode())
-    status = reader.readline(_MAX_LINE_BYTES).decode("latin-1").strip()
+    first = reader.readline(_MAX_LINE_BYTES)
+    if not first:
+        hint = "" if secured else "; if it wants TLS, give a certificate, its key and the CA"
+        raise UpgradeError(f"{address} ended the connection without an answer{hint}")
+    status = first.decode("latin-1").strip()
     headers: dict[str, str] = {}
     while line := reader.readline(_MAX_LINE_BYTES).decode("latin-1").strip():
         name, _, value = line.partition(":")

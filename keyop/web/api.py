@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from keyop.brief import brief
 from keyop.deadletter_view import Record, read_details
 from keyop.deadletters import DeadLetters
 from keyop.decode import strip_checksum
@@ -167,7 +168,7 @@ class Api:
         body = request.json()
         to = body.get("to", "subscriber")
         if to not in ("subscriber", "channel"):
-            raise HTTPError(400, f"to: {to!r} must be 'subscriber' or 'channel'")
+            raise HTTPError(400, f"to: {brief(to)} must be 'subscriber' or 'channel'")
         done = self._requeue(channel).requeue(_wanted(body), to_channel=to == "channel")
         refused = [{"id": each.id, "reason": each.reason} for each in done.refused]
         return json_response({"sent": len(done.sent), "refused": refused})

@@ -81,7 +81,10 @@ class Metrics:
         Args:
             accept: the header of that name.
         """
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         end = b"# EOF\n" if content_type.startswith("application/openmetrics-text") else b""
         written: list[bytes] = []
         pace = Pace()

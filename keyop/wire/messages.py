@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from keyop.brief import brief
 from keyop.errors import InvalidChannelNameError, ProtocolError
 from keyop.names import check_channel, instance_name_fault
 
@@ -19,7 +20,6 @@ _MAX_ACK_BYTES = 4 << 10
 _MAX_CHANNELS = 1024
 _MAX_FEATURES = 64
 # Of what a peer says wrongly, so much is shown.
-_SHOWN = 40
 # What this implementation can do beyond v0.11.0: several batches under way, records with a
 # checksum and a route.
 FEATURES = ("window", "crc", "route")
@@ -71,13 +71,10 @@ class Hello:
             raise ProtocolError("the hello is too long")
         fields = _object(text, "hello")
         if fields.get("role") != role:
-            raise ProtocolError(
-                f"a hello of the role {str(fields.get('role'))[:_SHOWN]!r}, not {role!r}"
-            )
+            raise ProtocolError(f"a hello of the role {brief(fields.get('role'))}, not {role!r}")
         if fields.get("version") != VERSION:
             raise ProtocolError(
-                f"version {str(fields.get('version'))[:_SHOWN]!r} of the protocol; "
-                f"this is {VERSION!r}"
+                f"version {brief(fields.get('version'))} of the protocol; this is {VERSION!r}"
             )
         features = fields.get("features")
         limit = fields.get("max_record_bytes")
@@ -97,7 +94,7 @@ class Hello:
 
 def _instance_name(name: object) -> str:
     if not isinstance(name, str):
-        raise ProtocolError(f"instance_name {str(name)[:_SHOWN]!r} is no text")
+        raise ProtocolError(f"instance_name {brief(name)} is no text")
     fault = instance_name_fault(name)
     if fault is not None:
         raise ProtocolError(f"instance_name {fault}")
@@ -108,7 +105,7 @@ def _record_limit(limit: object) -> int:
     if limit is None:
         return V0_11_MAX_RECORD_BYTES
     if type(limit) is not int or limit < 1:
-        raise ProtocolError(f"max_record_bytes {str(limit)[:_SHOWN]!r} is not a size")
+        raise ProtocolError(f"max_record_bytes {brief(limit)} is not a size")
     return limit
 
 
@@ -116,7 +113,7 @@ def _flag(value: object, field: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise ProtocolError(f"{field} {str(value)[:_SHOWN]!r} is neither true nor false")
+        raise ProtocolError(f"{field} {brief(value)} is neither true nor false")
     return value
 
 

@@ -55,6 +55,8 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> Complete:
         ("keyop subscribers remove orders m", ["mail"]),
         ("keyop dead-letter requeue ", ["orders"]),
         ("keyop completion ", ["bash", "zsh", "fish"]),
+        ("keyop dead-letter req", ["requeue"]),
+        ("keyop channels rem", ["remove"]),
     ],
 )
 def test_what_is_offered(complete: Complete, line: str, offered: list[str]) -> None:

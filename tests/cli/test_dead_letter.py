@@ -459,7 +459,8 @@ def test_what_cannot_be_sent_again(data_dir: Path) -> None:
     )
     result = keyop("dead-letter", "requeue", "orders", "--all")
     assert result.status == 1
-    assert result.out == "requeued 1 message of orders to billing\n"
+    # Half a character was replaced when the record was read.
+    assert result.out == "requeued 2 messages of orders to billing\n"
     reasons = dict(line.split(" was not requeued: ") for line in result.err.splitlines())
     assert reasons["keyop: bad-bytes"].startswith("what failed is not a message")
     assert reasons["keyop: gone-0001"] == (
@@ -467,8 +468,7 @@ def test_what_cannot_be_sent_again(data_dir: Path) -> None:
     )
     assert "envelope version 2 is not known" in reasons["keyop: new-0001"]
     assert "id is not a string" in reasons["keyop: odd-0001"]
-    assert "cannot be encoded" in reasons["keyop: sur-0001"]
-    assert letter_ids("orders") == ["bad-bytes", "gone-0001", "new-0001", "odd-0001", "sur-0001"]
+    assert letter_ids("orders") == ["bad-bytes", "gone-0001", "new-0001", "odd-0001"]
 
 
 def test_one_that_would_be_too_large(data_dir: Path, tmp_path: Path) -> None:
@@ -660,7 +660,7 @@ def test_a_dead_letter_with_text_that_no_encoding_holds(data_dir: Path) -> None:
     put(data_dir, line)
     out = well("dead-letter", "show", "orders", "dead-0001", "--json").out
     assert '"payload":{"n":1.50}' in out
-    assert json.loads(out)["error"] == "\ud800"
+    assert json.loads(out)["error"] == "\ufffd"
 
 
 def test_many_are_chosen_in_one_look(data_dir: Path) -> None:

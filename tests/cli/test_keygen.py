@@ -17,7 +17,9 @@ from keyop.clock import SYSTEM_CLOCK
 from keyop.config import Config
 from keyop.keygen import (
     Authority,
+    CertificateInfo,
     create_authority,
+    describe_file,
     issue,
     load_authority,
     load_certificate,
@@ -233,6 +235,27 @@ class TestInstance:
         well(*args, "--force")
         after = snapshot(here)
         assert {name for name in after if after[name] != before[name]} == {"a.crt", "a.key"}
+
+    def test_the_hosts_of_the_one_before(self, here: Path, ca: Authority) -> None:
+        """A renewed certificate is dialled as before, unless other hosts are given."""
+        args = ("keygen", "instance", *CA, "--name", "a", "--force")
+        for own, wanted in (
+            (("--san", "10.0.0.7", "--san", "hub.example.org"), ["10.0.0.7", "hub.example.org"]),
+            ((), ["10.0.0.7", "hub.example.org"]),
+            (("--san", "b"), ["b"]),
+        ):
+            result = keyop(*args, *own)
+            assert result.status == 0
+            assert ("as the certificate before" in result.err) == (not own)
+            (found,) = describe_file("a.crt")
+            assert isinstance(found, CertificateInfo)
+            assert [each.partition(":")[2] for each in found.alternative_names] == wanted
+        well("keygen", "instance", *CA, "--name", "c", "--out-cert", "c.crt")
+        shutil.copy("c.crt", "a.crt")  # another instance's
+        well(*args)
+        (found,) = describe_file("a.crt")
+        assert isinstance(found, CertificateInfo)
+        assert found.alternative_names == ("DNS:a",)
 
     def test_the_commands_of_the_example_configurations(self, here: Path) -> None:
         """What conf/hub.yaml says makes the files that it names."""

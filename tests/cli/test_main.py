@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from keyop.cli.program import describe
 from keyop.errors import ConfigError, KeyopError, StorageError
 from keyop.version import __version__
 
-from .helpers import KEYOP, Process, environment, keyop, refused, wait_for, well
+from .helpers import KEYOP, ROOT, Process, environment, keyop, refused, wait_for, well
 
 GROUPS = {
     "channels": ["list", "remove"],
@@ -319,3 +320,26 @@ def test_names_from_the_environment_are_bytes(data_dir: Path, tmp_path: Path) ->
     with Process("publish", "orders", "1", env=environment(KEYOP_DATA_DIR=name)) as process:
         assert process.end().status == 0
     assert os.path.isdir(f"{name}/channels/orders")
+
+
+def test_a_slip_in_a_command() -> None:
+    """What was meant is said."""
+    said = "No such command 'publsh'. Did you mean 'publish'? (see 'keyop --help')"
+    assert refused(2, "publsh") == said
+    assert "Did you mean" not in refused(2, "nothing-like-it")
+
+
+def test_help_loads_no_command() -> None:
+    """Whoever looks for a command waits for none."""
+    program = (
+        "import sys; sys.argv = ['keyop', '--help']\n"
+        "from keyop.cli.main import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n"
+        "    print([each for each in sys.modules if each in "
+        "('keyop.messenger', 'keyop.cli.publish', 'cryptography', 'yaml')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "publish      Publish a message" in done.stdout
+    assert done.stdout.endswith("[]\n")

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import uuid
 from pathlib import Path
@@ -198,3 +199,27 @@ def test_sigterm_ends_it(data_dir: Path) -> None:
         process.send(signal.SIGTERM)
         assert process.popen.wait(20) == -signal.SIGTERM
     assert json.loads(log_bytes(data_dir, "orders"))["payload"] == 1
+
+
+def test_an_id_that_cannot_be_printed(data_dir: Path) -> None:
+    """That it is published is said: whoever tries again would publish it twice."""
+    with (
+        open("/dev/full", "wb") as full,
+        Process("publish", "orders", "1", stdout=full) as process,
+    ):
+        _, err = process.popen.communicate(timeout=30)
+    assert process.popen.returncode == 1
+    (found,) = records(data_dir, "orders")
+    assert err.decode() == (
+        "keyop: stdout cannot be written (No space left on device); "
+        f"the message is published: {found['id']}\n"
+    )
+
+
+def test_a_configuration_with_a_page(data_dir: Path, tmp_path: Path) -> None:
+    """A command on the side of what serves it does not, and does not fail where another does."""
+    path = tmp_path / "served.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        path.write_text(f"storage: {{data_dir: {data_dir}}}\nweb: {{listen_addr: '{address}'}}\n")
+        well("publish", "orders", "1", "-q", "-c", path)

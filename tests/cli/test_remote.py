@@ -250,7 +250,10 @@ class TestSubscribe:
             following(follower, "full")
             shared.publish("full", "1")
             assert follower.popen.wait(20) == 1
-            assert follower.popen.stderr.read() == b"keyop: No space left on device\n"
+            assert (
+                follower.popen.stderr.read()
+                == b"keyop: stdout cannot be written: No space left on device\n"
+            )
 
     def test_the_hub_goes_away_and_comes_back(self, own: Remote) -> None:
         """It is told, and followed again."""

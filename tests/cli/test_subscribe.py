@@ -431,7 +431,7 @@ def test_stdout_on_a_full_disk(data_dir: Path) -> None:
     ):
         _, err = process.popen.communicate(timeout=30)
     assert process.popen.returncode == 1
-    assert err == b"keyop: No space left on device\n"
+    assert err == b"keyop: stdout cannot be written: No space left on device\n"
     assert subscribe("--count", 1).out == "1\n"
 
 

@@ -225,10 +225,10 @@ def test_nothing_reaches_a_terminal_raw(data_dir: Path) -> None:
 
 
 def test_a_lone_surrogate(data_dir: Path) -> None:
-    """Half a character, which JSON can spell and UTF-8 cannot, stays spelled."""
+    """Half a character, which JSON can spell and UTF-8 cannot, is replaced, as by v0.11.0."""
     body = record(raw='{"n":12345678901234567890123}', correlation_id="\ud800", crc=False)
     write_segment(data_dir, "orders", 0, body)
-    assert objects()[0]["correlation_id"] == "\ud800"
+    assert objects()[0]["correlation_id"] == "\ufffd"
     assert payloads() == [{"n": 12345678901234567890123}]
     assert well("tail", "orders").out.endswith('{"n":12345678901234567890123}\n')
 

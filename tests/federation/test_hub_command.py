@@ -588,7 +588,7 @@ def test_examples_start_as_they_are(
     with shell(start, beside_conf) as started:
         if path.name == "local.yaml":
             assert started.end().status == 0
-            assert payloads(beside_conf / "keyop-data", "orders") == [{"id": 7}]
+            assert payloads(beside_conf / "keyop-data" / "local", "orders") == [{"id": 7}]
         else:
             known = beside_conf / "keyop-data" / "client" / ".fedout-hub-1.example.org.known"
             patiently(lambda: known.exists() or started.popen.poll() is not None, "the client")

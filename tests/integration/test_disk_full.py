@@ -82,6 +82,23 @@ class FaultyDisk(FaultyFs):
 # --- publishers
 
 
+def test_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once for each channel when somebody begins to wait, and once when there is room again."""
+    fs = FaultyFs()
+    with running(tmp_path, seams={"fs": fs}) as messenger:
+        for _ in range(2):
+            fault = fs.fail("write", errno.ENOSPC, times=None, path_contains=".jsonl")
+            waiting = [gevent.spawn(messenger.publish, "orders", "t", n) for n in range(5)]
+            wait_until(lambda: fault.hits > 10)  # noqa: B023
+            fs.heal()
+            gevent.joinall(waiting, timeout=SOON, raise_error=True)
+    told = [record.getMessage() for record in caplog.records if record.name == "keyop.storage.log"]
+    full = f"orders: no room on the disk of {channel_dir(tmp_path, 'orders')}: whoever publishes "
+    assert (
+        told == [full + "waits until there is some", "orders: there is room on the disk again"] * 2
+    )
+
+
 @pytest.mark.parametrize("policy", ["none", "periodic", "always"])
 @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT"])
 def test_publishers_wait_and_go_on(tmp_path: Path, policy: str, error: str) -> None:

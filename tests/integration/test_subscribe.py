@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import logging
+import time
 from pathlib import Path
 
 import gevent
@@ -22,6 +23,7 @@ from .helpers import (
     log_bytes,
     offset_path,
     record,
+    records,
     running,
     segments,
     stored_offset,
@@ -646,3 +648,43 @@ def test_tight_delivery_lets_others_run(tmp_path: Path) -> None:
             ticks += 1
             assert ticks < 20_000
         assert ticks > 10
+
+
+def test_a_gap_while_the_channel_is_busy(tmp_path: Path) -> None:
+    """Who has come to a gap goes on behind it, however often the channel wakes it."""
+    storage = {"max_segment_bytes": 2000}
+    with running(tmp_path, storage=storage) as messenger:
+        for n in range(30):
+            messenger.publish("orders", "t", n)
+    segments(tmp_path, "orders")[1].unlink()
+    left = [each["payload"] for each in records(tmp_path, "orders")]
+    assert left[0] == 0
+    assert left[-1] == 29
+    assert len(left) < 30
+    seen = Recorder()
+    with running(tmp_path, storage=storage) as messenger:
+        messenger.subscribe("orders", "s", seen, start="earliest")
+        deadline = time.monotonic() + 20
+        n = 30
+        while 29 not in seen.payloads:
+            assert time.monotonic() < deadline, "it waits at the gap"
+            messenger.publish("orders", "t", n)
+            n += 1
+            gevent.sleep(0.02)
+        drain(messenger)
+    assert seen.payloads == [*left, *range(30, n)]
+
+
+@pytest.mark.parametrize(("operation", "where"), [("mkdir", "orders"), ("open", ".jsonl")])
+def test_closing_overtakes_a_publish(tmp_path: Path, operation: str, where: str) -> None:
+    """A publish that waits for a slow disk meanwhile leaves no descriptor behind."""
+    fs = FaultyFs()
+    messenger = Messenger(config(tmp_path), fs=fs)
+    messenger.start()
+    with fs.hold(operation, path_contains=where) as held:
+        publishing = gevent.spawn(messenger.publish, "orders", "t", 1)
+        held.wait_entered()
+        messenger.close(0.1)
+    publishing.join(10)
+    assert isinstance(publishing.exception, MessengerClosedError)
+    wait_until(lambda: not fs.open_paths)

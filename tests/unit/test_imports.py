@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "keyop"
 ORDER = [
     "errors",
     "version",
+    "brief",
     "names",
     "clock",
     "fs",

@@ -43,3 +43,23 @@ def test_what_takes_a_while_waits(program: str, heavy: list[str]) -> None:
         [sys.executable, "-c", report], capture_output=True, text=True, check=True
     )
     assert done.stdout == "\n"
+
+
+def test_a_directory_for_a_configuration() -> None:
+    """What is no configuration is refused at once, with what to give."""
+    with pytest.raises(TypeError, match=r"give a Config, or data_dir=; './data' is neither"):
+        keyop.Messenger("./data")  # type: ignore[arg-type]
+
+
+def test_draining_without_pytest() -> None:
+    """What a program's tests use does not need pytest, which the program has not."""
+    program = (
+        "import sys; sys.modules['pytest'] = None; from importlib import util;"
+        "found = util.find_spec;"
+        "util.find_spec = lambda name, *rest: None if name == 'pytest' else found(name, *rest);"
+        "from keyop.testing import drain; print(drain.__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("drain\n", "")

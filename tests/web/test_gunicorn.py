@@ -514,7 +514,7 @@ def test_page_below_a_path(shop: Callable[..., Gunicorn]) -> None:
         assert json.loads(server.request("GET", "/keyop/healthz").body)["ready"] is True
         overview = "/keyop/api/v1/overview"
         assert server.request("GET", overview).status == 401
-        token = {"Authorization": "Bearer a secret of your own"}
+        token = {"Authorization": "Bearer a-secret-of-your-own"}
         assert server.request("GET", overview, headers=token).status == 200
         assert server.request("GET", "/nowhere").status == 404
 

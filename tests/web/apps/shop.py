@@ -47,5 +47,5 @@ def subscribe():  # in every worker, after the fork
     messenger.subscribe("orders", "billing", bill, start="earliest", standby=True)
 
 
-page = keyop.web.app(messenger, token="a secret of your own")
+page = keyop.web.app(messenger, token="a-secret-of-your-own")
 app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/keyop": page})
