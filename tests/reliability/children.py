@@ -20,6 +20,8 @@ from gevent.util import print_run_info
 ROOT = Path(__file__).parents[2]
 # Nothing that is waited for takes a fraction of this unless it hangs.
 PATIENCE_S = 60.0
+# The environment's variable that tells children which bug to have: see ``deliberate``.
+BUG = "KEYOP_TEST_BUG"
 
 _numbers = itertools.count(1)
 
@@ -148,6 +150,10 @@ def arguments() -> dict[str, Any]:
     """Return what the parent gave, and get ready to be asked what everybody is doing."""
     gevent.signal_handler(signal.SIGUSR1, print_run_info, file=sys.stderr)
     faulthandler.register(signal.SIGUSR2)
+    if BUG in os.environ:
+        from .deliberate import switch_in_for_good
+
+        switch_in_for_good(os.environ[BUG])
     given: dict[str, Any] = json.loads(sys.argv[1])
     return given
 

@@ -2,22 +2,35 @@
 
 Half of them are killed from outside at any moment, half kill themselves in the middle of one of
 their own file operations. Meanwhile a subscriber in this process, which lives on, reads the log.
-Then recorded sessions are cut off after every single operation.
+Then recorded sessions are cut off after every single operation, and in the middle of writes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from random import Random
 
 import gevent
 
 from keyop import Message, Messenger
+from tests.fakes.recording import (
+    CrashState,
+    Open,
+    Operation,
+    RecordingFs,
+    Write,
+    crash_state,
+    materialise,
+)
 
 from .children import Child, wait_for
 from .killed_everywhere import killed_everywhere
 from .messengers import POLICIES, keep_everything, make
+from .promises import Promises
 from .reading import ChannelTail
+from .recordings import record
 from .row import Row, Run
 from .workload import CHANNEL, TYPE, Sequences, is_whole, payload
 
@@ -49,6 +62,7 @@ def run(run: Run) -> Row:
     finally:
         gevent.killall(lanes)
     killed_everywhere(row, run)
+    _killed_in_mid_write(row, run)
     return row
 
 
@@ -139,3 +153,51 @@ class _Group:
         wait_for(lambda: len(again) >= len(expected), "a new reader to read it all", 30)
         row.expect(again == expected, "what a new reader gets is not what is in the log")
         row.worst(most_segments=tail.segments)
+
+
+def _killed_in_mid_write(row: Row, run: Run) -> None:
+    """Recover from writes of which a part of a record got into the log.
+
+    Few kills hit one. No later record may run into that part, which is kept beside the log.
+    """
+    row.count(killed_in_mid_write=0)
+    policy, rng = "periodic", run.rng("mid-write")
+    operations = record(run.memory / "mid-write", policy, rng, sweeping=False).operations
+    writes = _writes(operations)
+    for at in rng.sample(writes, min(run.either(12, 500), len(writes))):
+        state = _cut_off(operations, at, rng)
+        where = f"killed in the middle of operation {at}, {state.last}"[:300]
+        directory = run.memory / f"mid-write-{at}"
+        materialise(state, directory)
+        row.count(killed_in_mid_write=1)
+        try:
+            promises = Promises(row, policy, [state.marks], where, killed=True)
+            promises.check(directory, RecordingFs(directory), 1)
+        except Exception as error:  # whatever it is, the other writes are looked at too
+            row.problem(f"{where}: {type(error).__name__}: {error}")
+        tail = ChannelTail(directory, CHANNEL)
+        tail.follow()
+        for problem in tail.problems:
+            row.problem(f"{where}: {problem}")
+        kept = list(tail.directory.glob("*.torn-*"))
+        row.expect(len(kept) == 1, f"{where}: what was cut off is in {kept}")
+        shutil.rmtree(directory)
+
+
+def _writes(operations: list[Operation]) -> list[int]:
+    """Return which operations wrote to the channel's segments."""
+    paths = {each.handle: Path(each.path) for each in operations if isinstance(each, Open)}
+    return [
+        at
+        for at, each in enumerate(operations)
+        if isinstance(each, Write) and paths[each.handle].match(f"channels/{CHANNEL}/*.jsonl")
+    ]
+
+
+def _cut_off(operations: list[Operation], at: int, rng: Random) -> CrashState:
+    """Return what was there when an operation, a write, had got as far as into a record."""
+    write = operations[at]
+    assert isinstance(write, Write)
+    inside = [end for end in range(1, len(write.data)) if write.data[end - 1 : end] != b"\n"]
+    part = dataclasses.replace(write, data=write.data[: rng.choice(inside)])
+    return crash_state([*operations[:at], part], rng, "all")
