@@ -124,6 +124,8 @@ def run_program(program: click.Command) -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+    # JSON of peers may be 1,024 deep, and each level is a call or two of what writes it.
+    sys.setrecursionlimit(max(10_000, sys.getrecursionlimit()))
     # Ctrl-C may come while everybody waits. It is raised in the main greenlet then, and the hub
     # is not to report it besides.
     hub = gevent.get_hub()

@@ -18,7 +18,9 @@ def own_pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with open(path, "w", encoding="ascii") as file:
+    # Not for others to write, whatever the umask: somebody will kill what stands in there.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o644), "w", encoding="ascii") as file:
         file.write(f"{os.getpid()}\n")
     try:
         yield

@@ -9,6 +9,7 @@ Source: docs/wire.md, "Data".
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from zlib import crc32
 
 import orjson
 
+from keyop.brief import brief
 from keyop.decode import strip_checksum
 from keyop.envelope import (
     MAX_MESSAGE_ID_CHARACTERS,
@@ -41,6 +43,11 @@ _HEAD = b'{"v":1,"id":"'
 _BETWEEN = b'","ts":"'
 # What is remembered for one peer is bounded: some 10 MiB at the very most.
 _MAX_HEADS = 4096
+# A head is texts, a list of names, and what others may have added.
+_MAX_HEAD_BRACKETS = 1024
+# So much is looked at again, value by value, where a strict parser refuses it.
+_MAX_LIBERAL_BYTES = 1 << 20
+_LARGE_BYTES = 64 << 10
 _MAX_HEAD_BYTES = 1024
 _ZERO_TIME = "0001-01-01T00:00:00Z"
 _TEXT_FIELDS = ("id", "ts", "channel", "origin", "payload_type")
@@ -142,7 +149,7 @@ class Admission:
     def _admit(self, record: bytes) -> Admitted:
         fields, payload = _split(record)
         if type(fields.get("v")) is not int or fields["v"] != 1:
-            raise MalformedError(f"version {str(fields.get('v'))[:40]}")
+            raise MalformedError(f"version {brief(fields.get('v'))}")
         for name in (*_TEXT_FIELDS, *OPTIONAL_TEXT_FIELDS):
             value = fields.get(name)
             if value is None:  # v0.11.0 takes it for a zero value
@@ -250,6 +257,8 @@ def _split(record: bytes) -> tuple[dict[str, Any], bytes]:
     for _ in range(4):
         if cut < 0 or not record.endswith(b"}"):
             break
+        if record.count(b"{", 0, cut) + record.count(b"[", 0, cut) > _MAX_HEAD_BRACKETS:
+            raise MalformedError("too many values before its payload")
         payload = record[cut + len(PAYLOAD_MARK) : -1]
         fields = _unique_fields(record[:cut] + b"}")
         if fields is not None and _is_line(payload):
@@ -280,13 +289,27 @@ def _unique_fields(head: bytes) -> dict[str, Any] | None:
     return fields
 
 
+def _parse(payload: bytes) -> None:
+    # Millions of new lists would have the collector look at all of them again and again.
+    pausing = len(payload) > _LARGE_BYTES and gc.isenabled()
+    if pausing:
+        gc.disable()
+    try:
+        orjson.loads(payload)
+    finally:
+        if pausing:
+            gc.enable()
+
+
 def _is_line(payload: bytes) -> bool:
     """Tell whether a payload is JSON on one line."""
     if b"\n" in payload or b"\r" in payload or b"\t" in payload:
         return False
     try:
-        orjson.loads(payload)
+        _parse(payload)
     except orjson.JSONDecodeError:
+        if len(payload) > _MAX_LIBERAL_BYTES:  # which would hold everybody up for seconds
+            return False
         # v0.11.0 lets through what a strict parser refuses: invalid UTF-8, numbers beyond the
         # double range. Not anything else: a control character would be refused here as well.
         try:

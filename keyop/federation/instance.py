@@ -23,7 +23,7 @@ from keyop.federation.pages import Pages
 from keyop.federation.receiver import Receiver
 from keyop.federation.selection import Addressee, Selection
 from keyop.federation.sender import Sender
-from keyop.names import PEER_PREFIX, is_dead_letter
+from keyop.names import is_dead_letter
 from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor
 from keyop.storage.log import Log
@@ -233,13 +233,12 @@ class Instance:
         limit = self.max_record_bytes
         line_limit = max_dead_letter_bytes(limit) if is_dead_letter(channel) else limit
         note = self.recorder(peer, "outbound")
-        dead_letters = dead_letter_writer(
-            self.store,
-            channel,
-            position_id or f"{PEER_PREFIX}{peer.name}",
-            self._writer,
-            self._clock,
-        )
+        # For a peer that keeps nothing, nothing is kept: who may only receive writes nothing here.
+        dead_letters = None
+        if position_id is not None:
+            dead_letters = dead_letter_writer(
+                self.store, channel, position_id, self._writer, self._clock
+            )
         addressee = Addressee(peer.name, peer.max_record_bytes, position_id is not None)
         return Feed(
             log,

@@ -29,6 +29,15 @@ _MAX_COMMIT_BYTES = 256 << 10
 _SLICE_S = 0.0004
 
 
+# What Python keeps for a batch, and for each of its records, besides their bytes: those that are
+# empty cost as well.
+_BATCH_BYTES, _RECORD_BYTES = 128, 64
+
+
+def _cost(records: list[bytes]) -> int:
+    return _BATCH_BYTES + sum(map(len, records)) + _RECORD_BYTES * len(records)
+
+
 class ReceiverCounters:
     """What has become of the records of one peer."""
 
@@ -92,7 +101,7 @@ class Receiver:
 
     def receive(self, records: list[bytes]) -> None:
         """Take a batch; waits only where the peer has sent far more than was acknowledged."""
-        size = sum(map(len, records))
+        size = _cost(records)
         while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
             self._room.clear()
             self.waits = True
@@ -133,7 +142,7 @@ class Receiver:
         batches, total = [], 0
         while self._queue and total < _MAX_COMMIT_BYTES:
             records = self._queue.popleft()
-            size = sum(map(len, records))
+            size = _cost(records)
             total += size
             self._queued_bytes -= size
             batches.append(records)

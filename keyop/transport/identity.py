@@ -84,6 +84,8 @@ def check_host(certificate: x509.Certificate, host: str) -> None:
         for kind in (x509.DNSName, x509.IPAddress)
         for name in names.get_values_for_type(kind)
     )
+    if not held.isprintable():
+        held = ascii(held)[1:-1]
     raise CertificateError(
         f"the hub's certificate is for {held[:200] or 'no host'}, not for {host}; dial it by that "
         "name, or give the hub's name in the configuration"

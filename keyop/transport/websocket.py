@@ -413,6 +413,8 @@ def _parse_close(payload: bytes) -> tuple[int, str]:
         reason = payload[2:].decode()
     except UnicodeDecodeError:
         raise _Violation(BAD_UTF8, "a reason that is not UTF-8") from None
+    if not reason.isprintable():  # it goes into logs, of whichever kind
+        reason = ascii(reason)[1:-1]
     known = 1000 <= code <= 1003 or 1007 <= code <= 1014
     if not (known or 3000 <= code <= 4999):
         raise _Violation(PROTOCOL_ERROR, f"close code {code}")

@@ -9,6 +9,7 @@ that logging in gives.
 from __future__ import annotations
 
 import hmac
+import re
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import quote, urlsplit
 
@@ -16,6 +17,7 @@ from keyop.web.http import HTTPError, Request, Response
 
 # With one of these, somebody else asks than who is connected. What they say is not believed.
 _OF_PROXIES = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+_HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{1,5})?")
 _MAX_AGE_S = 7 * 24 * 3600
 
 
@@ -152,8 +154,11 @@ def _is_local(request: Request) -> bool:
 
 
 def _host_is_local(request: Request) -> bool:
+    found = _HOST.fullmatch(request.header("Host").lower())
+    if found is None:
+        return False
+    host = found["ipv6"] or found["name"]
     try:
-        host = urlsplit("//" + request.header("Host")).hostname or ""
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
