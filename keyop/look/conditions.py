@@ -51,10 +51,13 @@ def _look_up(value: object, path: str) -> object:
 
 
 def _same(found: object, wanted: object) -> bool:
-    """Compare as JSON does: true is not 1, and 1 is 1.0."""
+    """Compare as JSON does: true is not 1, and 1 is 1.0. Nobody means what is too deep for that."""
     if isinstance(found, bool) or isinstance(wanted, bool):
         return found is wanted
-    return found == wanted
+    try:
+        return found == wanted
+    except RecursionError:
+        return False
 
 
 def parse_condition(text: str) -> Condition:

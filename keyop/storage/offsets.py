@@ -46,7 +46,17 @@ def list_ids(fs: FileSystem, directory: str) -> list[str]:
         names = fs.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):  # subscribing says which, and refuses
         return []
-    return sorted(name[: -len(SUFFIX)] for name in names if name.endswith(SUFFIX))
+    ids = (name[: -len(SUFFIX)] for name in names if name.endswith(SUFFIX))
+    return sorted(each for each in ids if _is_text(each))
+
+
+def _is_text(name: str) -> bool:
+    """Tell a name from bytes that are no UTF-8: no id is like that, and nobody could print it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse(content: bytes, path: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import gevent
@@ -90,6 +91,7 @@ class TestACommand:
         positions = tmp_path / "data" / "subscribers" / "orders"
         positions.mkdir(parents=True, exist_ok=True)
         (positions / f"{evil}.offset").write_text("x\n")
+        Path(os.fsdecode(os.fsencode(positions) + b"/\xff.offset")).write_text("0\n")
         for arguments in (["channels"], ["subscribers"], ["check"], ["stats"], ["stats", "--json"]):
             result = keyop(*arguments, "--data-dir", tmp_path / "data")
             assert is_clean((result.out + result.err).split("\n")), arguments

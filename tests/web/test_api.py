@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -732,3 +733,19 @@ def test_what_is_sent_again_is_the_record(
     assert [first] == before
     assert (again["id"], again["payload"]) == (first["id"], first["payload"])
     assert json.loads(offset_path(data_dir, "orders", "x").read_bytes()) == 0
+
+
+def test_a_position_whose_name_is_no_text(
+    messenger: Messenger, client: Client, data_dir: Path
+) -> None:
+    """Bytes that somebody has made a file of are no subscriber's, and are left alone."""
+    publish(messenger, 1)
+    directory = data_dir / "subscribers" / "orders"
+    directory.mkdir(parents=True, exist_ok=True)
+    stray = Path(os.fsdecode(os.fsencode(directory) + b"/\xff.offset"))
+    stray.write_text("0\n")
+    answer = client.get("/api/v1/overview")
+    assert answer.status == 200
+    assert b'"subscribers":[]' in answer.body
+    assert client.get("/metrics").status == 200
+    assert stray.exists()
