@@ -103,15 +103,20 @@ def children_are_waited_for_by_their_parents() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_hang() -> Iterator[None]:
-    """Fail a test that runs longer than a minute, showing what everybody was doing."""
+def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that runs longer than a minute, showing what everybody was doing.
+
+    ``@pytest.mark.patience(seconds)`` gives it another time.
+    """
+    marked = request.node.get_closest_marker("patience")
+    limit_s = HANG_S if marked is None else float(marked.args[0])
     testing = greenlet.getcurrent()
     hub = gevent.get_hub()
 
     def give_up(_signal: int, _frame: object) -> None:
         print_run_info(file=sys.stderr)
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        failed = pytest.fail.Exception(f"the test hangs: not done within {HANG_S:g} s")
+        failed = pytest.fail.Exception(f"the test hangs: not done within {limit_s:g} s")
         if greenlet.getcurrent() is testing:
             raise failed
         # Whoever runs now is not the test, which waits: in the loop, or for a busy greenlet.
@@ -120,7 +125,7 @@ def no_hang() -> Iterator[None]:
             raise failed
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, HANG_S)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         yield
     finally:

@@ -39,7 +39,7 @@ _LEAST_BYTES, _BYTES_PER_MESSAGE = 1_000, 60
 
 def troubles(run: Run) -> list[tuple[Any, ...]]:
     """Return what is to happen, in the order in which it does."""
-    cuts, restarts, others = run.either((2, 1, 1), (50, 10, 5))
+    cuts, restarts, others = run.either((5, 1, 1), (50, 10, 5))
     found: list[tuple[Any, ...]] = [("restart", True), ("restart", False)] * restarts
     found += [("half_open",)] * others
     for direction in BOTH:
@@ -57,7 +57,7 @@ def run(run: Run) -> Row:
     planned = troubles(run)
     with ExitStack() as stack:
         # Each writer publishes a share of its messages for each trouble.
-        share = run.either(100, 100_000 // len(NAMES) // len(planned) + 1)
+        share = run.either(250, 100_000 // len(NAMES) // len(planned) + 1)
         network = _Network(row, run, stack, share)
         network.begin()
         for what, *how in planned:

@@ -23,7 +23,9 @@ Bytes = st.SearchStrategy[bytes]
 
 _texts = st.text(max_size=12)
 _names = st.text("abcXYZ019._-", min_size=1, max_size=12).filter(lambda name: name.strip("."))
-_numbers = st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, width=32))
+_numbers = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False, width=32)
+)
 values = st.recursive(
     st.none() | st.booleans() | _numbers | _texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),

@@ -25,7 +25,8 @@ def killed_everywhere(row: Row, run: Run) -> None:
         rng = run.rng("everywhere", policy)
         recording = record(run.memory / policy, policy, rng, policy == "periodic")
         everywhere = range(1, len(recording.operations) + 1)
-        for prefix in rng.sample(everywhere, 12) if run.quick else everywhere:
+        count = run.either(130, len(everywhere))
+        for prefix in rng.sample(everywhere, min(count, len(everywhere))):
             lanes.spawn(_recover, row, run, recording, prefix)
         lanes.join()
 

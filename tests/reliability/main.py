@@ -75,7 +75,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: str | None
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--quick", is_flag=True, help="Small numbers: under a minute instead of half an hour."
+    "--quick", is_flag=True, help="A tenth of everything: minutes instead of more than an hour."
 )
 @click.option("--only", metavar="ROW,…", callback=_names, help="Some rows only.")
 @click.option("--seed", type=int, help="Repeat the random choices of another run.")

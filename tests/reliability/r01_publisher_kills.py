@@ -43,7 +43,7 @@ def run(run: Run) -> Row:
     """Kill publishers in groups, each on a directory of its own, two groups at a time."""
     row = Row("R1", TITLE)
     row.count(kills=0, acknowledged=0, delivered=0, lost=0, torn=0, duplicates=0)
-    kills = run.either(18, 1000)
+    kills = run.either(100, 1000)
     group_kills = min(_GROUP, kills // len(POLICIES))
     groups = []
     while sum(groups) < kills:
@@ -164,7 +164,7 @@ def _killed_in_mid_write(row: Row, run: Run) -> None:
     policy, rng = "periodic", run.rng("mid-write")
     operations = record(run.memory / "mid-write", policy, rng, sweeping=False).operations
     writes = _writes(operations)
-    for at in rng.sample(writes, min(run.either(12, 500), len(writes))):
+    for at in rng.sample(writes, min(run.either(50, 500), len(writes))):
         state = _cut_off(operations, at, rng)
         where = f"killed in the middle of operation {at}, {state.last}"[:300]
         directory = run.memory / f"mid-write-{at}"

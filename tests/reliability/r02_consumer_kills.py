@@ -38,7 +38,7 @@ def run(run: Run) -> Row:
     """Kill consumers in groups, one for each sync policy in turn."""
     row = Row("R2", TITLE)
     row.count(kills=0, published=0, handled=0, lost=0, torn=0, duplicates=0)
-    kills = run.either(18, 500)
+    kills = run.either(50, 500)
     size = min(_GROUP, kills // len(POLICIES))
     for index, first in enumerate(range(0, kills, size)):
         directory = run.directory / f"group-{index}"

@@ -65,7 +65,7 @@ def run(run: Run) -> Row:
     """Look at states of several recordings under each policy."""
     row = Row("R3", TITLE)
     row.count(states=0, promised=0, lost=0, torn=0, positions_beyond=0, failed_fsyncs=0)
-    states = run.either(100, 10_000)
+    states = run.either(1000, 10_000)
     rounds = run.either(1, 4)
     shares = sum(share for _, _, share in _PLANS)
     for number in range(rounds):
@@ -77,12 +77,12 @@ def run(run: Run) -> Row:
             recovery = _Recovery(row, recording, run.memory / "recovered", rng)
             recovery.check(crash_states(recording.operations, rng, count))
             if policy == "periodic":  # where positions may reach the disk before records
-                recovery.check(_positions_first(recording.operations, rng, run.either(8, 100)))
+                recovery.check(_positions_first(recording.operations, rng, run.either(40, 100)))
             shutil.rmtree(data_dir)
         rng = run.rng("R3", number, "failing")
         recording = _record_failing(row, run.memory / f"failing-{number}", rng)
         recovery = _Recovery(row, recording, run.memory / "recovered", rng)
-        recovery.check(_after_failure(recording.operations, rng, run.either(6, 100)))
+        recovery.check(_after_failure(recording.operations, rng, run.either(40, 100)))
     return row
 
 

@@ -111,8 +111,7 @@ def _try_limited_files(row: Row, run: Run, policy: str) -> None:
 def _plans(run: Run, operation: str, error: int) -> Iterator[Plan]:
     rng = run.rng("R4", operation, error)
     last = _MAX_NTH_READING if operation in _READING else _MAX_NTH
-    numbers = (1, rng.randint(2, last // 2)) if run.quick else range(1, last + 1)
-    for nth in numbers:
+    for nth in sorted(rng.sample(range(1, last + 1), run.either(last // 10, last))):
         times = rng.choice((1, 1, 2, None))
         yield Plan(operation, error, nth, times, rng.choice(("always", "always", "periodic")))
 

@@ -27,7 +27,7 @@ def run(run: Run) -> Row:
     """Fill both kinds of disk in turn, at the same time."""
     row = Row("R5", TITLE)
     row.count(outages=0, published=0, delivered=0, dead_letters=0, lost=0, lies=0, repeated=0)
-    seconds, times = run.either((0.25, 4), (10.0, 20))
+    seconds, times = run.either((1.0, 20), (10.0, 20))
     with small_disk(run.directory / "tmpfs") as small:
         fake = FakeDisk(run.directory / "fake")
         fake.directory.mkdir()

@@ -47,7 +47,9 @@ def run(run: Run) -> Row:
     """Feed a process a million inputs, or some thousands."""
     row = Row("R7", TITLE)
     row.count(crashes=0, refused=0, taken=0)
-    with Child("r07_fuzz", run.directory, seed=run.seed, count=run.either(8_000, 1_000_000)) as fed:
+    with Child(
+        "r07_fuzz", run.directory, seed=run.seed, count=run.either(100_000, 1_000_000)
+    ) as fed:
         fed.wait_done(_PATIENCE_S)
         for line in fed.new_lines():
             what, *words = line.split(maxsplit=1)

@@ -37,7 +37,7 @@ _PATIENCE_S = 60.0
 def run(run: Run) -> Row:
     """Measure how long the hub takes to store what a good client publishes, in a crowd."""
     row = Row("R8", TITLE)
-    strangers, places, messages = run.either((60, 16, 50), (1000, 128, 1000))
+    strangers, places, messages = run.either((100, 16, 100), (1000, 128, 1000))
     with HubChild(run.directory, (_GOOD, _STRANGER), max_pending=places) as hub:
         before = hub.descriptors()
         quiet = _publish(hub, messages)

@@ -39,7 +39,7 @@ def run(run: Run) -> Row:
     rng = run.rng("R10")
     with make(run.memory / "one", "none", max_segment_bytes=_SINGLE_SEGMENT_BYTES) as messenger:
         records = _publish(messenger, 24)
-        for number in range(run.either(400, 10_000)):
+        for number in range(run.either(1000, 10_000)):
             _flip_one(row, messenger, records, number, rng)
     with make(run.memory / "many", "none", max_segment_bytes=256 << 10) as messenger:
         records = _publish(messenger, run.either(2000, 20_000))

@@ -29,7 +29,7 @@ def run(run: Run) -> Row:
     """Publish from so many processes so many messages each, on a new directory each time."""
     row = Row("R11", TITLE)
     row.count(acknowledged=0, delivered=0, lost=0, overlapping=0, duplicates=0, kills=0)
-    quick, full = ((2, 4000), (4, 2500)), ((2, 50_000), (4, 50_000), (4, 100_000))
+    quick, full = ((2, 5000), (4, 5000), (4, 10_000)), ((2, 50_000), (4, 50_000), (4, 100_000))
     for processes, count in run.either(quick, full):
         directory = run.directory / f"{processes}-{count}"
         directory.mkdir()

@@ -35,7 +35,7 @@ def run(run: Run) -> Row:
     """Tell workers to end, in groups, each with a gunicorn of its own."""
     row = Row("R12", TITLE)
     row.count(sigterms=0, answered=0, handled=0, lost=0, duplicates=0, cut_off=0, torn=0)
-    sigterms = run.either(4, 200)
+    sigterms = run.either(20, 200)
     size = min(_GROUP, sigterms // 2)
     for index, first in enumerate(range(0, sigterms, size)):
         directory = run.directory / f"group-{index}"

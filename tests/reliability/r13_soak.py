@@ -20,7 +20,7 @@ _PATIENCE_S = 120.0
 def run(run: Run) -> Row:
     """Watch a process under load for some seconds or for ten minutes."""
     row = Row("R13", TITLE)
-    seconds = run.either(5, 600)
+    seconds = run.either(60, 600)
     with Child("soak", run.directory, data_dir=run.directory / "data", seconds=seconds) as child:
         child.wait_done(seconds + _PATIENCE_S)
         said = [line.split() for line in child.new_lines()]

@@ -25,12 +25,12 @@ from tests.reliability.table import as_lines
 
 # What each row takes in place of its quick sizes.
 SIZES: dict[str, dict[Any, Any]] = {
-    "R1": {18: 3, 12: 6},
-    "R3": {100: 15},
-    "R5": {},
-    "R6": {(2, 1, 1): (0, 1, 0), 100: 600},
-    "R9": {2: 1},
-    "R11": {((2, 4000), (4, 2500)): ((2, 2000),), 2: 1},
+    "R1": {100: 3, 50: 6, 130: 12},
+    "R3": {1000: 15, 40: 8},
+    "R5": {(1.0, 20): (0.25, 4)},
+    "R6": {(5, 1, 1): (0, 1, 0), 250: 600},
+    "R9": {5: 1},
+    "R11": {((2, 5000), (4, 5000), (4, 10_000)): ((2, 2000),), 2: 1},
 }
 # In these the bug has to get into other processes.
 WITH_CHILDREN = {"R6", "R9", "R11"}
