@@ -19,8 +19,21 @@ from keyop.version import __version__
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="A twentieth of the work: does it run, not how fast.")
 @click.option("--only", metavar="NAME,…", help="Some figures only, by name.")
-@click.option("--rounds", default=7, show_default=True, help="Rounds of each figure, in turn.")
-@click.option("--dir", "directory", default=".", show_default=True, help="Where to write.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Rounds of each figure, in turn.",
+)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, writable=True),
+    default=".",
+    show_default=True,
+    help="Where to write.",
+)
 @click.option("--federation", is_flag=True, help="The figures of hubs and clients instead.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def main(
@@ -30,7 +43,8 @@ def main(
 
     Each figure is the median of several rounds, keyop and its limit in turn, so that the ratio
     holds on a noisy machine. Payloads are JSON objects of 200 bytes. It writes up to 2 GiB below
-    --dir and removes it again.
+    --dir and removes it again. The last column is what keyop's ratio is meant to reach, and MISS
+    where it does not.
 
     Example: keyop-bench --only publish,batch --rounds 15
     """

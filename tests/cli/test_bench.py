@@ -58,3 +58,18 @@ def test_an_unknown_figure(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there are publish, batch" in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rounds", "0"], "0 is not in the range x>=1"),
+        (["--dir", "/nonexistent"], "Directory '/nonexistent' does not exist"),
+        (["--only", "speed"], "no figure 'speed'; there are publish, batch"),
+    ],
+)
+def test_called_wrongly(tmp_path: Path, options: list[str], said: str) -> None:
+    """One line says what is wrong, and nothing is measured."""
+    done = bench(tmp_path, *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
