@@ -211,9 +211,16 @@ def test_hellos(line: int, role: str) -> None:
 
 
 def free_port() -> str:
-    with closing(socket.socket()) as unused:
-        unused.bind(("127.0.0.1", 0))
-        return str(unused.getsockname()[1])
+    """Return a port that is free, as is the next one, which the page takes."""
+    while True:
+        with closing(socket.socket()) as unused, closing(socket.socket()) as following:
+            unused.bind(("127.0.0.1", 0))
+            port: int = unused.getsockname()[1]
+            try:
+                following.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return str(port)
 
 
 def test_operations_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
