@@ -87,12 +87,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, KeyopError) and error.strerror:
         if error.filename:
             return f"{error.filename}: {error.strerror}"
-        # Of files with a name, errors tell the name.
-        return (
-            f"stdout cannot be written: {error.strerror}"
-            if error.errno in NO_ROOM
-            else (error.strerror)
-        )
+        # Errors of files that have a name tell it.
+        where = "stdout cannot be written: " if error.errno in NO_ROOM else ""
+        return f"{where}{error.strerror}"
     if isinstance(error, (KeyopError, OSError)):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"
