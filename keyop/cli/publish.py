@@ -80,7 +80,7 @@ def command(
             try:
                 message_id = sender.send_one(value)
             except KeyboardInterrupt:
-                complain(f"published nothing to {channel}")
+                complain(f"not confirmed: the message may be in {channel}, or not")
                 raise
             if not quiet:
                 print_id(message_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
@@ -12,6 +11,7 @@ import gevent
 from OpenSSL import SSL
 
 from keyop.audit import AuditEvent, AuditLog
+from keyop.brief import reason
 from keyop.clock import Clock
 from keyop.config import ClientHub, Config, TLSConfig
 from keyop.dedup import Dedup
@@ -147,8 +147,7 @@ class Federation:
             hub.start()
         except OSError as error:
             raise ConfigError(
-                f"hub.listen_addr: cannot listen on {self.config.hub.listen_addr}: "
-                f"{os.strerror(error.errno) if error.errno else error}"
+                f"hub.listen_addr: cannot listen on {self.config.hub.listen_addr}: {reason(error)}"
             ) from error
         return hub
 

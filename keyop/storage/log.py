@@ -86,7 +86,7 @@ class Log:
         # room on the disk.
         self.published = 0
         self.waits = 0
-        # When a full disk is told of again; 0 while there is room, as far as is known.
+        # When a full disk is told of again, if it still is one.
         self._tell_full_at = 0.0
         self._options = options
         self._segment_bytes = options.segment_bytes
@@ -289,7 +289,7 @@ class Log:
         rounds: list[Round] = []
         if done and self._always and self._segment is not None:
             rounds.append(self._segment.join_round())
-        end = 0
+        end, waited = 0, False
         while True:
             if done and self.readers.events:
                 self.readers.wake()
@@ -298,6 +298,7 @@ class Log:
             count = done and data.count(b"\n", 0, done)
             if error is not None:
                 self._wait_after(error, deadline, count)
+                waited = True
             self._acquire(deadline, count)
             fits = self._prepare(data, done, deadline)
             if not fits:
@@ -312,7 +313,7 @@ class Log:
             if written != fits:
                 written, error = self._cut_back(segment, data, done, fits, written, error)
             if written:
-                if self._tell_full_at:
+                if waited and self._tell_full_at:
                     self._tell_full_at = 0.0
                     logger.warning("%s: there is room on the disk again", self.channel)
                 done += written

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 
 import gevent
 
+from keyop.brief import reason
 from keyop.config_rules import join_address, split_address
 from keyop.errors import ConfigError
 from keyop.forks import drop_in_children, keep_in_children
@@ -66,8 +66,7 @@ class WebListener:
         try:
             server.start()
         except OSError as error:
-            # gevent adds the address to the text.
-            why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            why = reason(error)
         finally:
             if not server.started:
                 self._lock.release()

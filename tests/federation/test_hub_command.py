@@ -495,6 +495,8 @@ def test_what_keeps_it_from_starting(
     ("args", "wanted"),
     [
         (["--listen", "192.0.2.1:0"], "hub.listen_addr: cannot listen on 192.0.2.1:0: "),
+        # Why, a resolver says, in its own words.
+        (["--listen", "host.invalid:0"], "hub.listen_addr: cannot listen on host.invalid:0: "),
         (["--app", "app:failing"], "--app 'app:failing': RuntimeError: not today"),
         (["--pid-file", "no/such/pid"], "no/such/pid: No such file or directory"),
         (["--data-dir", "app.py/data"], "app.py/data: Not a directory"),
@@ -507,6 +509,7 @@ def test_what_ends_it_as_it_starts(configured: Configured, args: list[str], want
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.count("\n") == 1, ended.err
     assert wanted in ended.err
+    assert "Unknown error" not in ended.err
     assert not (configured.directory / "pid").exists()
 
 
