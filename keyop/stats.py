@@ -111,7 +111,8 @@ class PeerStats:
         sent, received: records on this connection.
         dropped_bytes: what was dropped by retention or ``max_files`` before it was sent, on this
             connection.
-        undeliverable: records that were too large for it and became dead letters, likewise.
+        undeliverable: records that were too large for it, likewise; they became dead letters, but
+            those of an ephemeral client.
     """
 
     name: str

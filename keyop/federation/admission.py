@@ -43,12 +43,13 @@ _HEAD = b'{"v":1,"id":"'
 _BETWEEN = b'","ts":"'
 # What is remembered for one peer is bounded: some 10 MiB at the very most.
 _MAX_HEADS = 4096
+_MAX_HEAD_BYTES = 1024
 # A head is texts, a list of names, and what others may have added.
 _MAX_HEAD_BRACKETS = 1024
 # So much is looked at again, value by value, where a strict parser refuses it.
 _MAX_LIBERAL_BYTES = 1 << 20
+# From that size on the collector waits while a payload is parsed.
 _LARGE_BYTES = 64 << 10
-_MAX_HEAD_BYTES = 1024
 _ZERO_TIME = "0001-01-01T00:00:00Z"
 _TEXT_FIELDS = ("id", "ts", "channel", "origin", "payload_type")
 

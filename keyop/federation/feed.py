@@ -25,8 +25,8 @@ _SMALL_UNDER_WAY = 2
 class Done(NamedTuple):
     """What has become of the records for a peer.
 
-    ``dropped_bytes`` went with old segments before they were sent; what is ``undeliverable`` became
-    dead letters.
+    ``dropped_bytes`` went with old segments before they were sent; what is ``undeliverable`` was
+    too large for the peer, and became dead letters if that keeps a position.
     """
 
     sent: int = 0

@@ -48,7 +48,8 @@ class Selection:
     """Decides for one peer and one channel.
 
     Args:
-        dead_letters: takes what the peer cannot; None for a channel of dead letters.
+        dead_letters: takes what the peer cannot; None for a channel of dead letters, and for a
+            peer that keeps nothing.
     """
 
     def __init__(

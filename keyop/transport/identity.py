@@ -8,6 +8,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from keyop.logs import escape_control
 from keyop.names import instance_name_fault
 
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
@@ -84,8 +85,7 @@ def check_host(certificate: x509.Certificate, host: str) -> None:
         for kind in (x509.DNSName, x509.IPAddress)
         for name in names.get_values_for_type(kind)
     )
-    if not held.isprintable():
-        held = ascii(held)[1:-1]
+    held = escape_control(held)
     raise CertificateError(
         f"the hub's certificate is for {held[:200] or 'no host'}, not for {host}; dial it by that "
         "name, or give the hub's name in the configuration"

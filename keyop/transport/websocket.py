@@ -18,6 +18,7 @@ from gevent.lock import BoundedSemaphore
 from geventwebsocket.websocket import Header, WebSocket
 
 from keyop.errand import Errand
+from keyop.logs import escape_control
 from keyop.transport.masking import mask_bytes
 from keyop.transport.reader import EndOfStreamError, StreamReader, TooMuchError
 from keyop.transport.tls import Stream
@@ -413,12 +414,10 @@ def _parse_close(payload: bytes) -> tuple[int, str]:
         reason = payload[2:].decode()
     except UnicodeDecodeError:
         raise _Violation(BAD_UTF8, "a reason that is not UTF-8") from None
-    if not reason.isprintable():  # it goes into logs, of whichever kind
-        reason = ascii(reason)[1:-1]
     known = 1000 <= code <= 1003 or 1007 <= code <= 1014
     if not (known or 3000 <= code <= 4999):
         raise _Violation(PROTOCOL_ERROR, f"close code {code}")
-    return code, reason
+    return code, escape_control(reason)  # it goes into logs, of whichever kind
 
 
 def _words(error: OSError) -> str:

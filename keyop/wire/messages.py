@@ -19,7 +19,6 @@ MAX_HELLO_BYTES = 16 << 10
 _MAX_ACK_BYTES = 4 << 10
 _MAX_CHANNELS = 1024
 _MAX_FEATURES = 64
-# Of what a peer says wrongly, so much is shown.
 # What this implementation can do beyond v0.11.0: several batches under way, records with a
 # checksum and a route.
 FEATURES = ("window", "crc", "route")

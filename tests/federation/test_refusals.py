@@ -50,16 +50,6 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path / "files")
 
 
-def tls(files: Files, own: Issued, authority: Authority, crl: bytes = b"") -> dict[str, str]:
-    """Return the TLS files of an instance, written."""
-    paths = {
-        "cert": files.write(own.pem),
-        "key": files.write(own.key_pem),
-        "ca": files.write(authority.pem),
-    }
-    return {**paths, "crl": files.write(crl)} if crl else paths
-
-
 def lines(caplog: pytest.LogCaptureFixture, side: str) -> list[str]:
     """Return what the hub or the client has said of the other side, from WARNING on."""
     found = [line for line in said(caplog, f"federation.{side}") if "uses no TLS" not in line]
@@ -122,9 +112,9 @@ def test_a_clients_certificate(
     make: Make,
 ) -> None:
     """The hub says what is wrong with it; the client, that it was refused."""
-    hub = instances.hub(tls=tls(files, authority.issue("hub"), authority))
+    hub = instances.hub(tls=files.tls(authority.issue("hub"), authority))
     bad = make(authority, "alpha")
-    own = tls(files, bad, authority)
+    own = files.tls(bad, authority)
     client = instances.client("alpha", hub.hub_addr, tls=own, federation=ONCE)
     of_hub, of_client = wait_refused(caplog, hub, client)
     assert f"{REFUSED_HERE}alpha: " in of_hub
@@ -141,8 +131,8 @@ def test_a_hubs_certificate(
     make: Make,
 ) -> None:
     """The client says what is wrong with it; the hub, that it was refused."""
-    hub = instances.hub(tls=tls(files, make(authority, "hub"), authority))
-    own = tls(files, authority.issue("alpha"), authority)
+    hub = instances.hub(tls=files.tls(make(authority, "hub"), authority))
+    own = files.tls(authority.issue("alpha"), authority)
     client = instances.client("alpha", hub.hub_addr, tls=own, federation=ONCE)
     of_hub, of_client = wait_refused(caplog, hub, client)
     assert f"{REFUSED_HERE}hub: " in of_client
@@ -166,9 +156,9 @@ def test_for_the_other_side_only(
         else authority.issue(name)
         for name in wrong
     }
-    hub = instances.hub(tls=tls(files, own["hub"], authority))
+    hub = instances.hub(tls=files.tls(own["hub"], authority))
     client = instances.client(
-        "alpha", hub.hub_addr, tls=tls(files, own["alpha"], authority), federation=ONCE
+        "alpha", hub.hub_addr, tls=files.tls(own["alpha"], authority), federation=ONCE
     )
     of_hub, of_client = wait_refused(caplog, hub, client)
     told, telling = (of_hub, of_client) if side == "alpha" else (of_client, of_hub)
@@ -187,8 +177,8 @@ def test_a_revoked_certificate(
     """Whoever has a list of revoked certificates refuses those that are on it."""
     own = {name: authority.issue(name) for name in ("hub", "alpha")}
     listed = authority.revoke(own[side])
-    of_the_hub = tls(files, own["hub"], authority, listed if side == "alpha" else b"")
-    of_the_client = tls(files, own["alpha"], authority, listed if side == "hub" else b"")
+    of_the_hub = files.tls(own["hub"], authority, listed if side == "alpha" else b"")
+    of_the_client = files.tls(own["alpha"], authority, listed if side == "hub" else b"")
     hub = instances.hub(tls=of_the_hub)
     client = instances.client("alpha", hub.hub_addr, tls=of_the_client, federation=ONCE)
     of_hub, of_client = wait_refused(caplog, hub, client)
@@ -201,7 +191,7 @@ def test_a_certificate_of_two_names(
     instances: Instances, caplog: pytest.LogCaptureFixture, files: Files, authority: Authority
 ) -> None:
     """It cannot be said which instance it is for."""
-    hub = instances.hub(tls=tls(files, authority.issue("hub"), authority))
+    hub = instances.hub(tls=files.tls(authority.issue("hub"), authority))
     context = files.load(authority.issue("alpha"), authority.pem).context(SERVER_AUTH)
     bad = of_two_names(authority, "alpha")
     context.use_certificate(bad.certificate)
@@ -279,8 +269,8 @@ def test_a_hub_at_another_host(
 ) -> None:
     """Where no name is configured, its certificate must be for the host that was dialled."""
     elsewhere = authority.issue("hub", hosts=["hub.example.com"])
-    hub = instances.hub(tls=tls(files, elsewhere, authority))
-    own = tls(files, authority.issue("alpha"), authority)
+    hub = instances.hub(tls=files.tls(elsewhere, authority))
+    own = files.tls(authority.issue("alpha"), authority)
     client = instances.client("alpha", hub.hub_addr, tls=own, federation=ONCE)
     _, of_client = wait_refused(caplog, hub, client)
     assert "is for hub.example.com, not for 127.0.0.1" in of_client

@@ -16,7 +16,7 @@ from tests.federation.byhand import HubByHand
 from tests.federation.helpers import TYPE, Instances, data_dir_of
 from tests.federation.rawpeers import RawGuest
 from tests.reliability.hub_child import HubChild, securing
-from tests.transport.certificates import Authority, Files, Issued
+from tests.transport.certificates import Issued
 
 # Of a socket that nobody reads, so that who sends to it soon has to wait.
 SMALL_BUFFER = 4 << 10
@@ -112,16 +112,6 @@ def shaking_hands(context: SSL.Context, session: Any = None) -> Wrap:
         return secured
 
     return secure
-
-
-def written(files: Files, own: Issued, authority: Authority, crl: bytes = b"") -> dict[str, str]:
-    """Return the TLS files of an instance, written."""
-    written = {
-        "cert": files.write(own.pem),
-        "key": files.write(own.key_pem),
-        "ca": files.write(authority.pem),
-    }
-    return {**written, "crl": files.write(crl)} if crl else written
 
 
 def serves(instances: Instances, hub: Messenger, within_s: float = PATIENCE_S) -> None:

@@ -21,7 +21,7 @@ from tests.federation.helpers import (
 from tests.federation.rawpeers import RawGuest
 from tests.transport.certificates import Authority, Files
 
-from .helpers import entering, guest, hub_by_hand, made_of, shaking_hands, shown, stranger, written
+from .helpers import entering, guest, hub_by_hand, made_of, shaking_hands, shown, stranger
 
 RIGHTS = {
     "alpha": {"subscribe": ["own"], "publish": ["own"]},
@@ -107,7 +107,7 @@ class TestACertificate:
 
     @pytest.fixture
     def hub(self, instances: Instances, files: Files, authority: Authority) -> Messenger:
-        return instances.hub(tls=written(files, authority.issue("hub"), authority), peers=RIGHTS)
+        return instances.hub(tls=files.tls(authority.issue("hub"), authority), peers=RIGHTS)
 
     def test_of_other_hosts(
         self, instances: Instances, hub: Messenger, files: Files, authority: Authority

@@ -34,7 +34,6 @@ from .helpers import (
     shaking_hands,
     shown,
     stranger,
-    written,
 )
 
 __all__ = ["logging_restored"]  # a fixture that each test here uses
@@ -194,7 +193,7 @@ class TestACertificate:
         self, instances: Instances, logs: Logs, files: Files, authority: Authority
     ) -> None:
         """Its name is shown escaped where it is refused."""
-        hub = instances.hub(tls=written(files, authority.issue("hub"), authority))
+        hub = instances.hub(tls=files.tls(authority.issue("hub"), authority))
         with pytest.raises((OSError, EOFError)):
             RawGuest(hub.hub_addr, shaking_hands(shown(authority.issue(EVIL[:64]))))
         assert TRACE in wait_audit(hub, "client_rejected")["detail"]
@@ -208,8 +207,8 @@ class TestACertificate:
         """The hosts that it names, where it is not the one that was dialled."""
         evil = EVIL.encode("ascii", "ignore").decode()
         false = authority.issue("hub", hosts=(evil,))
-        with hub_by_hand(written(files, false, authority)) as hub:
-            own = written(files, authority.issue("alpha"), authority)
+        with hub_by_hand(files.tls(false, authority)) as hub:
+            own = files.tls(authority.issue("alpha"), authority)
             client = instances.client("alpha", hub.address, tls=own)
             wait_until(lambda: client_of(client).trouble, 10, "it to be refused")
             assert TRACE in client_of(client).trouble

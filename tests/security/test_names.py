@@ -24,7 +24,6 @@ from .helpers import (
     shaking_hands,
     shown,
     stranger,
-    written,
 )
 
 # What ways out of a directory look like, in any spelling that somebody might take for another.
@@ -135,7 +134,7 @@ class TestOfAPeer:
         self, instances: Instances, files: Files, authority: Authority
     ) -> None:
         """It is refused in the handshake, whoever has signed it."""
-        hub = instances.hub(tls=written(files, authority.issue("hub"), authority))
+        hub = instances.hub(tls=files.tls(authority.issue("hub"), authority))
         # X.509 has none of more characters.
         names = [each for each in INSTANCES.values() if len(each) <= 64 and each != "\udc80"]
         for count, name in enumerate(names, 1):

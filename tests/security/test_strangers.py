@@ -28,7 +28,6 @@ from .helpers import (
     shaking_hands,
     shown,
     stranger,
-    written,
 )
 
 PLACES = 16
@@ -148,7 +147,7 @@ class TestMemory:
         self, instances: Instances, files: Files, authority: Authority
     ) -> None:
         """More certificates than any chain has are not read, whoever they are from."""
-        hub = instances.hub(tls=written(files, authority.issue("hub"), authority))
+        hub = instances.hub(tls=files.tls(authority.issue("hub"), authority))
         context = shown(authority.issue("alpha"))
         extra = Authority("another").issue("x" * 60, hosts=["x" * 60] * 400).certificate
         for _ in range(10):

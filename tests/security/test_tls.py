@@ -21,7 +21,7 @@ from tests.federation.helpers import (
 from tests.federation.rawpeers import RawGuest
 from tests.transport.certificates import DAY, Authority, Files, Issued, subject
 
-from .helpers import connect, hub_by_hand, shaking_hands, shown, written
+from .helpers import connect, hub_by_hand, shaking_hands, shown
 
 TLS1_1, TLS1_2, TLS1_3 = SSL.TLS1_1_VERSION, SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION
 
@@ -48,9 +48,7 @@ def let_in(hub: Messenger, context: SSL.Context) -> str:
 @pytest.fixture
 def at(instances: Instances, files: Files, authority: Authority) -> Callable[..., Messenger]:
     """Starts a hub with a certificate of the authority, and more keys of ``tls``."""
-    return lambda **tls: instances.hub(
-        tls={**written(files, authority.issue("hub"), authority), **tls}
-    )
+    return lambda **tls: instances.hub(tls={**files.tls(authority.issue("hub"), authority), **tls})
 
 
 class TestVersions:
@@ -163,8 +161,8 @@ class TestCertificates:
         """It says nothing to a hub that shows one of these, and tries again."""
         bad = CERTIFICATES[kind][0](authority)
         assert bad is not None
-        with hub_by_hand(written(files, bad, authority)) as hub:
-            own = written(files, authority.issue("alpha"), authority)
+        with hub_by_hand(files.tls(bad, authority)) as hub:
+            own = files.tls(authority.issue("alpha"), authority)
             client = instances.client("alpha", hub.address, tls=own)
             wait_until(lambda: client_of(client).trouble, 10, "it to say why")
             assert "certificate was refused" in client_of(client).trouble
@@ -175,8 +173,8 @@ class TestCertificates:
     ) -> None:
         """A client's certificate is not one that a hub may show."""
         own = authority.issue("hub", usages=[CLIENT_AUTH])
-        with hub_by_hand(written(files, own, authority)) as hub:
-            sound = written(files, authority.issue("alpha"), authority)
+        with hub_by_hand(files.tls(own, authority)) as hub:
+            sound = files.tls(authority.issue("alpha"), authority)
             client = instances.client("alpha", hub.address, tls=sound)
             wait_until(lambda: client_of(client).trouble, 10, "it to say why")
             assert "not for" in client_of(client).trouble

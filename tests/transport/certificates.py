@@ -169,6 +169,15 @@ class Files:
         path.write_bytes(data)
         return str(path)
 
+    def tls(self, own: Issued, authority: Authority, crl: bytes = b"") -> dict[str, str]:
+        """Return the TLS files of an instance, written, as a configuration names them."""
+        paths = {
+            "cert": self.write(own.pem),
+            "key": self.write(own.key_pem),
+            "ca": self.write(authority.pem),
+        }
+        return {**paths, "crl": self.write(crl)} if crl else paths
+
     def load(
         self, issued: Issued, ca: bytes, crl: bytes = b"", min_version: str = "1.3"
     ) -> Credentials:
