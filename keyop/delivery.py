@@ -7,7 +7,7 @@ saved, or it is not, because the subscription stops first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -31,7 +31,8 @@ from keyop.logs import current_subscription
 from keyop.pace import SLICE_S, Pace
 from keyop.payloads import PayloadRegistry
 from keyop.salvage import salvage
-from keyop.storage.cursor import Skipped
+from keyop.shared import SharedLines
+from keyop.storage.cursor import Lines, Skipped
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +118,12 @@ class Delivery:
 
     def deliver_lines(
         self,
-        lines: Iterable[bytes],
-        offset: int,
+        found: Lines | SharedLines,
         commit: Callable[[int], None],
         pace: Pace,
         may_go_on: Callable[[], bool],
     ) -> None:
-        """Deliver lines one after the other, the first of which begins at this offset.
+        """Deliver lines one after the other.
 
         Args:
             commit: called with the end of each line that is done with.
@@ -132,11 +132,13 @@ class Delivery:
         # The straight way: a sound record for everybody, of a type without a class, whose
         # handler returns. Anything else takes the careful way.
         current_subscription.set(self._subscription)
-        read, handler, counters = self._read, self._handler, self.counters
+        handler, counters = self._handler, self.counters
+        read = found.reader(self._read) if isinstance(found, SharedLines) else self._read
+        offset = found.start
         classes, limit, channel = self._registry.classes, self._max_record_bytes, self.channel
         current_id, set_id = current_correlation_id.get, current_correlation_id.set
         measured = monotonic() >= self._measure_at
-        for line in lines:
+        for line in found.lines:
             size = len(line) + 1
             try:
                 fields = read(line)

@@ -33,6 +33,10 @@ class Pace:
         if monotonic() > self.until:
             self.give_way()
 
+    def renew(self) -> None:
+        """Begin a new slice: the others have just run."""
+        self.until = monotonic() + self._slice_s
+
     def give_way(self) -> None:
         """Let the others run and begin a new slice."""
         gevent.sleep(SHORTEST_SLEEP_S)

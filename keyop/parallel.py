@@ -19,6 +19,7 @@ from keyop.envelope import Message
 from keyop.errand import end_greenlets
 from keyop.errors import CorruptRecordError
 from keyop.pace import Pace
+from keyop.shared import SharedLines
 from keyop.storage.cursor import Lines
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ class ParallelDelivery:
         """Whether a record is in work or waits for an older one to be done."""
         return bool(self._window)
 
-    def deliver(self, found: Lines, pace: Pace, may_go_on: Callable[[], bool]) -> None:
+    def deliver(
+        self, found: Lines | SharedLines, pace: Pace, may_go_on: Callable[[], bool]
+    ) -> None:
         """Hand lines to workers, waiting while the window is full."""
         offset = found.start
         for line in found.lines:

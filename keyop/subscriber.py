@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -24,14 +24,16 @@ from keyop.errors import (
 from keyop.forks import get_ident
 from keyop.pace import Pace
 from keyop.parallel import ParallelDelivery
+from keyop.shared import SharedLines, SharedReads
 from keyop.storage.claim import Claim
-from keyop.storage.cursor import Cursor, Lines
+from keyop.storage.cursor import Cursor, Lines, Skipped
 from keyop.storage.log import Log
 from keyop.storage.position import Position, check_position, resolve
 from keyop.storage.segment import list_segments
 from keyop.storage.store import Store
 from keyop.storage.watch import POLL_S
 from keyop.timestamps import parse
+from keyop.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ STANDBY_POLL_S = 0.25
 # What a failed read or an unexpected error of a subscription waits before it is tried again.
 _TROUBLE_WAIT_S = 1.0
 _SAVE_RETRY_S = 0.1
+# So seldom is looked for what nothing shows, such as a segment that no keyop has made.
+_LOOK_ANYWAY = 10
 
 
 class SubscriptionOptions(NamedTuple):
@@ -65,6 +69,7 @@ class Subscription:
         log: Log,
         delivery: Delivery,
         stopping: Event,
+        shared: SharedReads,
         options: SubscriptionOptions,
         on_end: Callable[[Subscription], None],
         predecessor: Subscription | None = None,
@@ -80,7 +85,10 @@ class Subscription:
         self._on_end = on_end
         self._predecessor = predecessor
         self._claim = Claim(store, log, self.subscriber_id)
-        self._cursor = Cursor(store.fs, log.directory, options.max_line_bytes)
+        self._shared = shared
+        self._cursor = Cursor(
+            store.fs, log.directory, options.max_line_bytes, is_active=log.active_since
+        )
         self._parallel = (
             ParallelDelivery(delivery, options.concurrency, options.key, self._commit)
             if options.concurrency > 1
@@ -93,7 +101,12 @@ class Subscription:
         self._seek: int | None = None
         self._forget = False
         self._warned_of_lag = False
-        self._woken = Event()
+        self._woken = Wakeup()
+        # What no wake-up tells of is looked for every now and then: behind a gap, or where
+        # inotify does not serve. Wake-ups must not put that off.
+        self._look_around = True
+        self._poll: Any = None
+        self._looks = 0
         self._pace = Pace()
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._thread = get_ident()
@@ -207,6 +220,8 @@ class Subscription:
             if not self._claim.held and not self._wait_for_lease():
                 return
             self._log.readers.events.add(self._woken)
+            self._poll = gevent.get_hub().loop.timer(POLL_S, POLL_S)
+            self._poll.start(self._look)
             while not self._stopping.is_set():
                 try:
                     self._store.watcher.watch(self._log.directory, self._log.readers)
@@ -226,6 +241,13 @@ class Subscription:
             if not self._stopping.is_set():
                 logger.error("%s: %s was killed", self.channel, self.subscriber_id)
             self._release()
+
+    def _look(self) -> None:
+        """Every POLL_S seconds: read, unless what is cheap to see shows that nothing is new."""
+        self._looks += 1
+        if self._looks % _LOOK_ANYWAY == 0 or self._cursor.behind or self._log.has_foreign_news():
+            self._look_around = True
+            self._woken.set()
 
     def _deliver_from(self, position: int) -> None:
         """Deliver until told to stop or to go elsewhere."""
@@ -250,30 +272,22 @@ class Subscription:
                 opened,
             )
         self._offset = opened
-        # What lies behind a gap is found by looking around only, which wake-ups must not put off.
-        look_around, looked_at = True, 0.0
+        self._look_around = True
         pace = self._pace = Pace()
         while not self._stopping.is_set() and self._seek is None:
             self._woken.clear()
-            found = self._cursor.read(look_around)
-            if look_around:
-                looked_at = time.monotonic()
+            found = self._read()
             if found is None:
-                due_s = POLL_S
-                if self._parallel is None or not self._parallel.busy:
-                    due_s = self._save_if_due()
-                self._woken.wait(min(due_s, POLL_S))
-                look_around = time.monotonic() - looked_at >= POLL_S
+                idle = self._parallel is None or not self._parallel.busy
+                self._woken.wait(self._save_if_due() if idle else None)
+                pace.renew()
                 continue
-            look_around = False
-            if isinstance(found, Lines):
+            if not isinstance(found, Skipped):
                 if self._options.not_before is not None:
                     found = self._pass_over_old(found, pace)
                 self._warn_of_lag(found.start)
                 if self._parallel is None:
-                    self._delivery.deliver_lines(
-                        found.lines, found.start, self._commit, pace, self._may_go_on
-                    )
+                    self._delivery.deliver_lines(found, self._commit, pace, self._may_go_on)
                 else:
                     self._parallel.deliver(found, pace, self._may_go_on)
             elif self._parallel is not None:
@@ -285,10 +299,22 @@ class Subscription:
         if self._parallel is not None:
             self._parallel.drain()
 
+    def _read(self) -> Lines | SharedLines | Skipped | None:
+        """Return what comes next, as the cursor does; where many read, once for all of them."""
+        cursor, look_around = self._cursor, self._look_around
+        self._look_around = False
+        if len(self._log.readers.events) < 2:
+            return cursor.read(look_around)
+        shared = self._shared.find(cursor.directory, cursor.position)
+        if shared is not None and cursor.skip_to(shared.start, shared.end):
+            return shared
+        found = cursor.read(look_around)
+        return self._shared.add(cursor.directory, found) if isinstance(found, Lines) else found
+
     def _may_go_on(self) -> bool:
         return not self._stopping.is_set() and self._seek is None
 
-    def _pass_over_old(self, found: Lines, pace: Pace) -> Lines:
+    def _pass_over_old(self, found: Lines | SharedLines, pace: Pace) -> Lines:
         """Leave out records older than ``max_age``, until the first that is not.
 
         What is no record has no age, and is put aside as it would be anywhere else.
@@ -340,13 +366,15 @@ class Subscription:
         if self._options.sync_each:
             self._sync()
 
-    def _save_if_due(self) -> float:
-        """Save the position at its interval; return the seconds until that is due again."""
+    def _save_if_due(self) -> float | None:
+        """Save the position at its interval; return the seconds until that is due, if it is."""
+        if self._saved == self._offset:
+            return None
         left_s = self._saved_at + self._options.flush_interval_s - time.monotonic()
         if left_s <= 0:
             self._save()
-            return self._options.flush_interval_s or POLL_S
-        return left_s if self._saved != self._offset else POLL_S
+            return None
+        return left_s
 
     def _save(self) -> None:
         """Save the position, however long that takes: the next message waits for it."""
@@ -455,6 +483,9 @@ class Subscription:
 
     def _release(self) -> None:
         """Give back everything that the subscription holds."""
+        if self._poll is not None:
+            self._poll.close()
+            self._poll = None
         self._log.readers.events.discard(self._woken)
         if not self._log.readers.events:
             self._store.watcher.unwatch(self._log.readers)

@@ -21,6 +21,7 @@ from keyop.errors import (
 from keyop.latency import MessengerLatencies
 from keyop.names import is_dead_letter
 from keyop.payloads import PayloadRegistry
+from keyop.shared import SharedReads
 from keyop.storage.claim import remove_position
 from keyop.storage.position import Position, check_position
 from keyop.storage.store import Store
@@ -121,6 +122,7 @@ class Subscriptions:
         self._writer = writer
         self._clock = clock
         self._latencies = latencies
+        self._shared = SharedReads()
         self._by_name: dict[tuple[str, str], list[Subscription]] = {}
 
     def all(self) -> list[Subscription]:
@@ -163,6 +165,7 @@ class Subscriptions:
                 self._latencies,
             ),
             stopping,
+            self._shared,
             options,
             self._forget,
             predecessor,

@@ -242,7 +242,7 @@ class Instance:
         addressee = Addressee(peer.name, peer.max_record_bytes, position_id is not None)
         return Feed(
             log,
-            Cursor(self.store.fs, log.directory, line_limit),
+            Cursor(self.store.fs, log.directory, line_limit, is_active=log.active_since),
             self._warm,
             self._pages,
             claim,

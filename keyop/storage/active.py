@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from gevent.event import Event
+from time import monotonic
 
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
 from keyop.offload import Job, Offload
 from keyop.storage.recovery import Opened
+from keyop.wakeup import Gate
 
 
 class Round:
     """Those who wait for one and the same fsync. ``error`` says how it ended, if not well."""
 
-    __slots__ = ("error", "event")
+    __slots__ = ("error", "gate")
 
     def __init__(self) -> None:
-        self.event = Event()
+        self.gate = Gate()
         self.error: Exception | None = None
 
     def finish(self, error: Exception | None) -> None:
         """Wake everybody in this round, who may have been woken with an error before."""
-        if not self.event.is_set():
+        if not self.gate.opened:
             self.error = error
-            self.event.set()
+            self.gate.open()
 
 
 class SyncFailedError(OSError):
@@ -38,6 +38,7 @@ class ActiveSegment:
     Args:
         on_sync_failed: told in the gevent hub that a sync has failed, and which round waited for
             it, which is the callee's to finish.
+        on_synced: told in the gevent hub that a sync has returned while others wait for the next.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ActiveSegment:
         fs: FileSystem,
         opened: Opened,
         on_sync_failed: Callable[[Exception, Round | None], None],
+        on_synced: Callable[[], None],
     ) -> None:
         self._fs = fs
         self.fd, self.start, self.size = opened
@@ -52,6 +54,9 @@ class ActiveSegment:
         self.hint = b"%020d" % self.start
         self.dirty = False
         self._on_sync_failed = on_sync_failed
+        self._on_synced = on_synced
+        # When the latest sync returned, and how long it took, in seconds.
+        self._synced_at = self._sync_s = 0.0
         self._round: Round | None = None
         # Those whose sync is under way.
         self._covered: list[Round] = []
@@ -68,6 +73,15 @@ class ActiveSegment:
     def awaited(self) -> bool:
         """Whether somebody waits for the next sync."""
         return self._round is not None
+
+    @property
+    def sync_is_worthwhile(self) -> bool:
+        """Whether a sync had better begin now than when everybody has had a turn.
+
+        It had where writing has taken as long as a sync does: then those who write meanwhile keep
+        the processor as busy as this one keeps the disk.
+        """
+        return not self._syncs and monotonic() - self._synced_at >= self._sync_s
 
     def join_round(self) -> Round:
         """Return the round whose sync will cover everything written so far."""
@@ -105,15 +119,20 @@ class ActiveSegment:
             self._covered.append(covered)
         self.dirty = False
         self._syncs += 1
+        begun = monotonic()
 
         def finished(job: Job) -> None:
             self._syncs -= 1
+            self._synced_at = monotonic()
+            self._sync_s = self._synced_at - begun
             if covered is not None:
                 self._covered.remove(covered)
             if isinstance(job.error, SyncFailedError):
                 self._on_sync_failed(job.error, covered)
             elif covered is not None:
                 covered.finish(None)
+            if self._round is not None:
+                self._on_synced()
             if self._released and not self._syncs:
                 self._close()
 

@@ -28,7 +28,9 @@ class Claim:
         self._position_id = position_id
         directory = log.offsets_directory
         self._lease = FileLock(store.fs, lease_path(directory, position_id))
-        self._file = OffsetFile(store.fs, offset_path(directory, position_id))
+        self._file = OffsetFile(
+            store.fs, offset_path(directory, position_id), store.unsynced_positions
+        )
         # One system call; the position is not yet on the disk. Raises OSError: the old one stays.
         self.save: Callable[[int], None] = self._file.save
 
@@ -109,6 +111,7 @@ class Claim:
             except OSError as error:
                 logger.error("%s cannot be deleted: %s", self._file.path, error)
         self._store.positions.discard(self._file)
+        self._store.unsynced_positions.discard(self._file)
         self._file.close()
         self._lease.release()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keyop.forks import drop_in_children, keep_in_children
@@ -39,16 +40,27 @@ class Skipped(NamedTuple):
 
 
 class Cursor:
-    """Reads one channel from a position on. ``position`` is the next byte that ``read`` takes."""
+    """Reads one channel from a position on. ``position`` is the next byte that ``read`` takes.
+
+    Args:
+        is_active: whether the segment that begins at an offset is known to be the active one,
+            so that there is no need to look for the next.
+    """
 
     def __init__(
-        self, fs: FileSystem, directory: str, max_line_bytes: int, chunk_bytes: int = CHUNK_BYTES
+        self,
+        fs: FileSystem,
+        directory: str,
+        max_line_bytes: int,
+        chunk_bytes: int = CHUNK_BYTES,
+        is_active: Callable[[int], bool] = lambda start: False,
     ) -> None:
         self._fs = fs
         self._pread = fs.pread
         self.directory = directory
         self._max_line_bytes = max_line_bytes
         self._chunk_bytes = chunk_bytes
+        self._is_active = is_active
         self._fd = -1
         self._start = 0
         self.position = 0
@@ -73,6 +85,11 @@ class Cursor:
         inside = min(max(0, position - start), size)
         self.position = start + record_boundary(self._fs, self._fd, inside)
         return self.position
+
+    @property
+    def behind(self) -> bool:
+        """Whether there may be segments after the one that it reads."""
+        return not self._is_active(self._start)
 
     def _enter(self, start: int) -> None:
         fd = self._fs.open(segment_path(self.directory, start), os.O_RDONLY | os.O_CLOEXEC)
@@ -102,7 +119,7 @@ class Cursor:
                 self.position += end + 1
                 return Lines(start, data[:end].split(b"\n"))
             if not data:
-                if self._enter_if_there(self.position):
+                if self.behind and self._enter_if_there(self.position):
                     continue
                 if not look_around or (after := self._next_start()) is None:
                     return None

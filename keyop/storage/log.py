@@ -27,6 +27,7 @@ from keyop.storage.locks import HINT_BYTES, LOCK_RELEASE, LOCK_TRY, ChannelLock,
 from keyop.storage.readers import Readers
 from keyop.storage.recovery import Opened, open_segment, recover, start_after_failure
 from keyop.storage.segment import segment_path
+from keyop.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -65,7 +66,12 @@ class Closing(NamedTuple):
 
 
 class Log:
-    """The writing side of one channel. Opened by its first use, closed by its owner."""
+    """The writing side of one channel. Opened by its first use, closed by its owner.
+
+    Args:
+        unsynced: where this log puts itself when there is something to sync.
+        directory_is_durable: whether the channel's directory was there when its parent was synced.
+    """
 
     def __init__(
         self,
@@ -77,11 +83,13 @@ class Log:
         threads: LogThreads,
         closing: Closing,
         opened: Event,
+        unsynced: set[Log] | None = None,
+        directory_is_durable: bool = False,
     ) -> None:
         self.channel = channel
         self.directory = directory
         self.offsets_directory = offsets_directory
-        self.readers = Readers()
+        self.readers = Readers(self.has_foreign_news)
         # For people: records that this process has published, and how often that had to wait for
         # room on the disk.
         self.published = 0
@@ -100,13 +108,17 @@ class Log:
         self._closing = closing
         self._opened = opened
         self._segment: ActiveSegment | None = None
-        self._directory_made = False
+        self._unsynced: set[Log] = set() if unsynced is None else unsynced
+        self._directory_made = self._directory_is_assumed = directory_is_durable
+        # The segment whose directory entry this process has synced: its directory's inode, and
+        # where it begins.
+        self._durable_entry: tuple[int, int] | None = None
         self._looked_at: object = None
         self._failure: str | None = None
         self._failed_start = -1
         # Those who wait for a sync that failed, until its segment is out of reach.
         self._unfenced: list[Round] = []
-        self._wanted = Event()
+        self._wanted = Wakeup()
         self._greenlets: dict[str, gevent.Greenlet[[], None]] = {}
 
     # -- what it is
@@ -126,6 +138,20 @@ class Log:
         """The offset one past the last byte of the active segment, as this process last saw it."""
         segment = self._segment
         return segment.start + segment.size if segment is not None else 0
+
+    def active_since(self, start: int) -> bool:
+        """Tell whether the segment that begins at this offset is known to be the active one."""
+        return self._segment is not None and self._lock.hint[:HINT_BYTES] == b"%020d" % start
+
+    def has_foreign_news(self) -> bool:
+        """Tell whether another process may have appended: what is there is not all ours."""
+        segment = self._segment
+        if segment is None or self._lock.hint[:HINT_BYTES] != segment.hint:
+            return True
+        try:
+            return self._lseek(segment.fd, 0, _SEEK_END) != segment.size
+        except OSError:
+            return True
 
     @property
     def needs_sync(self) -> bool:
@@ -247,7 +273,9 @@ class Log:
                 written, error = self._cut_back(segment, data, 0, size, written, error)
             if written > 0:
                 segment.size += written
-                segment.dirty = True
+                if not segment.dirty:
+                    segment.dirty = True
+                    self._unsynced.add(self)
         finally:
             self._flock(lock.fd, LOCK_RELEASE)
         if written != size:
@@ -257,7 +285,10 @@ class Log:
             self.readers.wake()
         if self._always:
             awaited = segment.join_round()
-            self._wanted.set()
+            if segment.sync_is_worthwhile:
+                segment.sync(self._files)
+            else:
+                self._wanted.set()
             self._await(awaited, deadline, data)
         return end
 
@@ -319,6 +350,7 @@ class Log:
                 done += written
                 segment.size += written
                 segment.dirty = True
+                self._unsynced.add(self)
                 end = segment.start + segment.size
                 if self._always:
                     awaited = segment.join_round()
@@ -350,6 +382,9 @@ class Log:
                     written,
                 ) from None
             except OSError as error:
+                if isinstance(error, FileNotFoundError) and self._directory_is_assumed:
+                    self._directory_made = self._directory_is_assumed = False
+                    continue  # it was there when the messenger started
                 if error.errno not in NO_ROOM:
                     raise self._refused(error, "opened") from error
                 self._wait_after(error, deadline, written)
@@ -382,6 +417,7 @@ class Log:
                         job = self._start_recovery()
                     else:
                         segment.size = size
+                        self.readers.wake()
             if job is None:
                 assert segment is not None
                 fits = self._fitting(data, done, self._segment_bytes - segment.size)
@@ -466,7 +502,7 @@ class Log:
         if "leader" not in self._greenlets:
             self._spawn("leader", self._lead)
         timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not awaited.event.wait(timeout_s):
+        if not awaited.gate.wait(timeout_s):
             raise PublishTimeoutError(
                 f"{self.channel}: written, but not confirmed by the disk within the timeout",
                 data.count(b"\n"),
@@ -487,7 +523,9 @@ class Log:
                     self._fs.close(job.value.fd)
                 elif job.error is None:
                     self._lock.map_hint()
-                    self._segment = ActiveSegment(self._fs, job.value, self._sync_failed)
+                    self._segment = ActiveSegment(
+                        self._fs, job.value, self._sync_failed, self._wanted.set
+                    )
                     if segment is not None:
                         segment.release()
                     else:
@@ -528,9 +566,16 @@ class Log:
         self._settle(old)
 
         def open_log() -> Opened:
+            inode = self._fs.stat(self.directory).st_ino
+            known = self._durable_entry
             opened = recover(
-                self._fs, self.directory, self.offsets_directory, self._options.durable
+                self._fs,
+                self.directory,
+                self.offsets_directory,
+                self._options.durable,
+                known[1] if known is not None and known[0] == inode else -1,
             )
+            self._durable_entry = (inode, opened.start)
             return self._announce(opened)
 
         return self._hand_over(old, self._submit(open_log))
@@ -593,13 +638,21 @@ class Log:
         return segment.sync(self._files)
 
     def _lead(self) -> None:
-        """Sync for those who wait: one fdatasync for all that have come during the last one."""
+        """Sync for those who wait: one fdatasync for all that have come during the last one.
+
+        When one returns, whoever waited for it goes first, and may write for the next.
+        """
         while True:
             self._wanted.wait()
             self._wanted.clear()
             segment = self._segment
-            if segment is not None and segment.awaited and self._failure is None:
-                segment.sync(self._files).wait()
+            if (
+                segment is not None
+                and segment.awaited
+                and not segment.syncing
+                and self._failure is None
+            ):
+                segment.sync(self._files)
 
     def _sync_failed(self, error: Exception, covered: Round | None) -> None:
         if covered is not None:

@@ -107,9 +107,14 @@ def write_offset(fs: FileSystem, path: str, offset: int, durable: bool = True) -
 
 
 class OffsetFile:
-    """The position of a running subscriber, held open. Only the lease's holder has one."""
+    """The position of a running subscriber, held open. Only the lease's holder has one.
 
-    def __init__(self, fs: FileSystem, path: str) -> None:
+    Args:
+        unsynced: where this puts itself when there is something to sync.
+    """
+
+    def __init__(self, fs: FileSystem, path: str, unsynced: set[OffsetFile] | None = None) -> None:
+        self._unsynced: set[OffsetFile] = set() if unsynced is None else unsynced
         self._fs = fs
         self._pwrite = fs.pwrite
         self.path = path
@@ -146,7 +151,9 @@ class OffsetFile:
         """
         if self._fd >= 0:
             self._pwrite(self._fd, b"%020d\n" % offset, 0)
-            self.dirty = True
+            if not self.dirty:
+                self.dirty = True
+                self._unsynced.add(self)
 
     def sync(self, offload: Offload) -> Job | None:
         """Start bringing the position to the disk; None if it is there.

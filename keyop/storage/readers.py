@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -13,12 +14,17 @@ class Wakeable(Protocol):
 
 
 class Readers:
-    """The readers of one channel in this process. Waking them costs nothing when there are none."""
+    """The readers of one channel in this process. Waking them costs nothing when there are none.
 
-    __slots__ = ("events",)
+    Args:
+        has_foreign_news: whether there may be something that nobody here has woken them for.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("events", "has_foreign_news")
+
+    def __init__(self, has_foreign_news: Callable[[], bool] = lambda: True) -> None:
         self.events: set[Wakeable] = set()
+        self.has_foreign_news = has_foreign_news
 
     def wake(self) -> None:
         """Let every reader look for new records."""

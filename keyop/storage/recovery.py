@@ -43,7 +43,13 @@ class Opened(NamedTuple):
     size: int
 
 
-def recover(fs: FileSystem, directory: str, offsets_directory: str, durable: bool) -> Opened:
+def recover(
+    fs: FileSystem,
+    directory: str,
+    offsets_directory: str,
+    durable: bool,
+    durable_start: int = -1,
+) -> Opened:
     """Open a channel's active segment, mending what a dead process left.
 
     Creates the first segment of a new channel, cuts a torn tail and clamps positions that lie
@@ -51,6 +57,7 @@ def recover(fs: FileSystem, directory: str, offsets_directory: str, durable: boo
 
     Args:
         durable: whether directory entries found or made must survive a power cut.
+        durable_start: where the segment begins whose entry is known to do so.
 
     Raises:
         StorageError: two segments overlap; nothing was changed.
@@ -62,7 +69,7 @@ def recover(fs: FileSystem, directory: str, offsets_directory: str, durable: boo
     refuse_overlap(segments, directory)
     _report_gaps(segments, directory)
     start = segments[-1].start if segments else 0
-    opened = open_segment(fs, directory, start, durable)
+    opened = open_segment(fs, directory, start, durable and start != durable_start)
     try:
         clamp_offsets(fs, offsets_directory, start + opened.size)
     except BaseException:

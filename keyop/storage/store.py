@@ -17,6 +17,7 @@ from keyop.errors import StorageError
 from keyop.fs import FileSystem
 from keyop.names import check_channel
 from keyop.offload import Offload
+from keyop.pace import Pace
 from keyop.storage.locks import ChannelLock, FileLock
 from keyop.storage.log import LOCK_NAME, Closing, Log, LogOptions, LogThreads
 from keyop.storage.offsets import OffsetFile
@@ -27,6 +28,7 @@ from keyop.storage.watch import Watcher
 logger = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 30.0
+_RACY_NS = 1_000_000_000
 # An open log holds two descriptors. A quarter of the process's limit may be ours.
 _DESCRIPTORS_PER_LOG = 2
 _MIN_OPEN_LOGS = 16
@@ -63,11 +65,18 @@ class Store:
         self.watcher = Watcher()
         self.closing = Closing(Event(), Event())
         self.positions: set[OffsetFile] = set()
+        # What has something to sync.
+        self.unsynced_positions: set[OffsetFile] = set()
+        self._unsynced_logs: set[Log] = set()
         self._logs: dict[str, Log] = {}
         # Set when a channel was opened here, which may have created it.
         self.opened_channel = Event()
         self._offsets_directories: set[str] = set()
         self._seen_channels: set[str] = set()
+        # Those whose directories were there, and durable, when the messenger started.
+        self._durable_channels: frozenset[str] = frozenset()
+        # When a channel's directory was last found to hold less than two segments.
+        self._small_since: dict[str, int] = {}
         self._max_open = _max_open_logs()
         self._last_ends: dict[Log, int] = {}
         self._greenlets: list[gevent.Greenlet[[], None]] = []
@@ -121,7 +130,12 @@ class Store:
         try:
             durable = self.options.log.durable
             self.fs.make_dirs(self.data_dir, durable)
-            self.fs.make_dirs(f"{self.data_dir}/channels", durable, self.data_dir)
+            channels = f"{self.data_dir}/channels"
+            self.fs.make_dirs(channels, durable, self.data_dir)
+            found = self.fs.listdir(channels)
+            if durable:
+                self.fs.fsync_dir(channels)
+            self._durable_channels = frozenset(found)
         except OSError as error:
             raise StorageError(
                 f"the data directory cannot be used: {error.filename or self.data_dir}: "
@@ -149,21 +163,26 @@ class Store:
                 self.threads,
                 self.closing,
                 self.opened_channel,
+                self._unsynced_logs,
+                channel in self._durable_channels,
             )
-            if len(self._logs) > self._max_open:
+            # Not each time: it looks at all of them.
+            if len(self._logs) > self._max_open and len(self._logs) % _MIN_OPEN_LOGS == 0:
                 self._close_idle()
         return log
 
     def _close_idle(self) -> None:
-        """Give back descriptors of logs that were not used since the last look."""
+        """Give back descriptors of logs that were not used since the last look, if too many."""
         open_logs = [log for log in self._logs.values() if log.is_open]
-        if len(open_logs) <= self._max_open:
+        excess = len(open_logs) - self._max_open
+        if excess <= 0:
             return
         for log in open_logs:
             if self._last_ends.get(log) != log.end:
                 self._last_ends[log] = log.end
-            elif log.idle:
+            elif log.idle and excess > 0:
                 log.close()
+                excess -= 1
 
     def make_offsets_directory(self, channel: str) -> None:
         """Create the directory of a channel's positions where it is missing; blocks the thread.
@@ -221,15 +240,19 @@ class Store:
 
     def _tick(self) -> None:
         """Under ``periodic``: bring what was written since the last tick to the disk."""
+        closed_at = time.monotonic()
         while True:
             self._clock.sleep(self.options.sync_interval_s)
-            for log in list(self._logs.values()):
-                if log.needs_sync:
-                    log.sync()
-            for position in list(self.positions):
+            for log in list(self._unsynced_logs):
+                self._unsynced_logs.discard(log)
+                log.sync()
+            for position in list(self.unsynced_positions):
                 position.sync(self.threads.files)
-            if len(self._logs) > self._max_open:
+                if not position.dirty or position not in self.positions:
+                    self.unsynced_positions.discard(position)
+            if len(self._logs) > self._max_open and time.monotonic() - closed_at > 1.0:
                 self._close_idle()
+                closed_at = time.monotonic()
 
     def _sweep_now_and_then(self) -> None:
         while True:
@@ -247,7 +270,9 @@ class Store:
             StorageError: the data directory cannot be read.
         """
         swept = {}
+        pace = Pace()
         for channel in self.channels():
+            pace.step()
             try:
                 done = self._sweep_channel(channel)
             except OSError as error:
@@ -258,9 +283,24 @@ class Store:
                 logger.info("%s: %d segments deleted", channel, len(done.starts))
         return swept
 
+    def _has_nothing_sealed(self, channel: str, directory: str) -> bool:
+        """Tell whether a channel has less than two segments, which spares its lock.
+
+        Where that was so, and nothing was made in the directory since, it is so still.
+        """
+        changed = self.fs.stat(directory).st_mtime_ns
+        if self._small_since.get(channel) == changed:
+            return True
+        if len(list_starts(self.fs, directory)) >= 2:
+            return False
+        # Of two changes in the same tick of the file system's clock, the second may not show.
+        if time.time_ns() - changed > _RACY_NS:
+            self._small_since[channel] = changed
+        return True
+
     def _sweep_channel(self, channel: str) -> Plan:
         directory = self.channel_directory(channel)
-        if len(list_starts(self.fs, directory)) < 2:  # nothing sealed: spares the lock
+        if self._has_nothing_sealed(channel, directory):
             return Plan([], 0)
         # A lock of its own: the sweep must not open and recover every channel.
         lock = ChannelLock(self.fs, f"{directory}/{LOCK_NAME}", self.threads.locks)

@@ -115,7 +115,8 @@ class Watcher:
             descriptors = set(self._channels)
         for descriptor in descriptors:
             readers = self._channels.get(descriptor)
-            if readers is not None:
+            # Of what was appended here they know already.
+            if readers is not None and readers.has_foreign_news():
                 readers.wake()
 
     def close(self) -> None:

@@ -166,7 +166,7 @@ def _deliver(
     for found in _read(place):
         assert found.start == done[-1]
         if isinstance(found, Lines):
-            delivery.deliver_lines(found.lines, found.start, done.append, Pace(), lambda: True)
+            delivery.deliver_lines(found, done.append, Pace(), lambda: True)
         else:
             assert delivery.skip(found)
             done.append(found.end)

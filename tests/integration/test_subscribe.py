@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import gevent
 import pytest
 
 import keyop.testing
-from keyop import Messenger, MessengerClosedError, SubscriberInUseError
+from keyop import Message, Messenger, MessengerClosedError, SubscriberInUseError
+from keyop.fs import FileSystem
 from keyop.testing import drain
 from tests.fakes.faulty import FaultyFs
 
@@ -688,3 +690,36 @@ def test_closing_overtakes_a_publish(tmp_path: Path, operation: str, where: str)
     publishing.join(10)
     assert isinstance(publishing.exception, MessengerClosedError)
     wait_until(lambda: not fs.open_paths)
+
+
+def test_many_subscribers_share_a_read(tmp_path: Path) -> None:
+    """Each of many gets every message in order, with a payload of its own to change."""
+    reads: list[int] = []
+
+    class Counting(FileSystem):
+        @staticmethod
+        def pread(fd: int, size: int, offset: int) -> bytes:  # type: ignore[override] # a builtin
+            data = os.pread(fd, size, offset)
+            if len(data) > 1000:
+                reads.append(len(data))
+            return data
+
+    count, batch = 50, 20
+    got: dict[int, list[int]] = {number: [] for number in range(count)}
+    with running(tmp_path, seams={"fs": Counting()}) as messenger:
+
+        def subscribe(number: int) -> None:
+            def handle(message: Message) -> None:
+                got[number].append(message.payload.pop("number"))
+
+            messenger.subscribe("orders", f"s{number}", handle)
+
+        for number in range(count):
+            subscribe(number)
+        for start in range(0, 5 * batch, batch):
+            messenger.publish_batch(
+                "orders", [("t", {"number": start + each}) for each in range(batch)]
+            )
+            wait_until(lambda end=start + batch: all(len(each) == end for each in got.values()))
+    assert all(each == list(range(5 * batch)) for each in got.values())
+    assert len(reads) < count

@@ -24,6 +24,7 @@ from keyop.federation.receiver import Receiver
 from keyop.fs import FileSystem
 from keyop.storage import recovery
 from keyop.storage.active import ActiveSegment, SyncFailedError
+from keyop.storage.cursor import Lines
 from keyop.storage.locks import LOCK_TRY
 from keyop.storage.log import Closing, Log
 from keyop.storage.offsets import read_all
@@ -165,15 +166,16 @@ def peer_acknowledged_before_written(bug: Bug, receiver: Any, batches: Any, pace
 
 @_bug(Delivery, "deliver_lines")
 def saved_before_handled(
-    bug: Bug, delivery: Any, lines: Any, offset: int, commit: Any, pace: Any, may_go_on: Any
+    bug: Bug, delivery: Any, found: Any, commit: Any, pace: Any, may_go_on: Any
 ) -> None:
     """A message counts as done with when its handler is called, not when it returns."""
-    for line in lines:
+    offset = found.start
+    for line in found.lines:
         if not may_go_on():
             return
         bug.strikes()
         commit(offset + len(line) + 1)
-        bug.original(delivery, [line], offset, lambda end: None, pace, may_go_on)
+        bug.original(delivery, Lines(offset, [line]), lambda end: None, pace, may_go_on)
         offset += len(line) + 1
 
 

@@ -429,3 +429,23 @@ def test_any_log_from_any_position(
     assert list(zip(offsets(found), lines(found), strict=True)) == [
         (at, line) for at, line in written if at >= taken
     ]
+
+
+def test_no_look_for_a_next_segment_while_there_is_none(fs: Busy, tmp_path: Path) -> None:
+    """At the end of the segment that is known to be the active one, nothing is opened."""
+    active = {0}
+    (tmp_path / f"{0:020d}.jsonl").write_bytes(b"one\n")
+    cursor = Cursor(fs, str(tmp_path), MAX, CHUNK, active.__contains__)
+    try:
+        cursor.open(0)
+        assert lines(read_all(cursor)) == [b"one"]
+        opened = fs.counts["open"]
+        assert cursor.read() is None
+        assert fs.counts["open"] == opened
+        assert not cursor.behind
+        active.clear()
+        (tmp_path / f"{4:020d}.jsonl").write_bytes(b"two\n")
+        assert cursor.behind
+        assert lines(read_all(cursor, look_around=False)) == [b"two"]
+    finally:
+        cursor.close()

@@ -277,3 +277,16 @@ def test_beginning_at_once(
     if closed:
         watcher.close()
     assert [each.get(timeout=10) for each in starting] == [not closed] * 3
+
+
+def test_nothing_that_they_do_not_know(watcher: Watcher, tmp_path: Path) -> None:
+    """Readers whose own process has written all that is there sleep on."""
+    foreign = False
+    readers = Readers(lambda: foreign)
+    event = reader(readers)
+    assert watcher.watch(str(tmp_path), readers)
+    (tmp_path / "segment").write_bytes(b"x")
+    assert not_woken(event, watcher)
+    foreign = True
+    (tmp_path / "segment").write_bytes(b"xy")
+    assert woken(event)

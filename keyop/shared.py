@@ -1,0 +1,81 @@
+"""What subscribers of one channel read: once for all of them that keep up."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from keyop.storage.cursor import Lines
+
+# So many reads are kept for those who come a little later, 128 KiB each at most, and about three
+# times that once they are parsed.
+SIZE = 16
+_SCALARS = frozenset([str, int, float, bool, type(None)])
+
+
+class SharedLines:
+    """Lines that one subscriber has read, with what was parsed of them.
+
+    Each subscriber gets records of its own: a handler may change what it is given.
+    """
+
+    __slots__ = ("_records", "end", "lines", "start")
+
+    def __init__(self, found: Lines) -> None:
+        self.start = found.start
+        self.lines = found.lines
+        self.end = found.start + sum(map(len, found.lines)) + len(found.lines)
+        # By line. None where a copy would cost more than parsing again does.
+        self._records: dict[bytes, dict[str, Any] | None] = {}
+
+    def reader(self, read: Callable[[bytes], dict[str, Any]]) -> Callable[[bytes], dict[str, Any]]:
+        """Return what does as ``read`` does for these lines, faster after the first time."""
+        records = self._records
+
+        def read_shared(line: bytes) -> dict[str, Any]:
+            try:
+                record = records[line]
+            except KeyError:
+                fields = read(line)
+                records[line] = _copied(fields) if _is_flat(fields["payload"]) else None
+                return fields
+            if record is None:
+                return read(line)
+            return _copied(record)
+
+        return read_shared
+
+
+def _is_flat(payload: Any) -> bool:
+    """Tell whether a shallow copy shares nothing that can be changed."""
+    if type(payload) is dict:
+        return _SCALARS.issuperset(map(type, payload.values()))
+    return type(payload) in _SCALARS
+
+
+def _copied(record: dict[str, Any]) -> dict[str, Any]:
+    fields = record.copy()
+    payload = fields["payload"]
+    if type(payload) is dict:
+        fields["payload"] = payload.copy()
+    return fields
+
+
+class SharedReads:
+    """The reads of all channels that were made last."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        self._size = size
+        self._reads: OrderedDict[tuple[str, int], SharedLines] = OrderedDict()
+
+    def find(self, directory: str, position: int) -> SharedLines | None:
+        """Return what was read of a channel at this position, if it is here."""
+        return self._reads.get((directory, position))
+
+    def add(self, directory: str, found: Lines) -> SharedLines:
+        """Keep what was just read."""
+        shared = self._reads[directory, found.start] = SharedLines(found)
+        if len(self._reads) > self._size:
+            self._reads.popitem(last=False)
+        return shared

@@ -1,0 +1,81 @@
+"""One read of the log for all subscribers of a channel, with records of their own for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from keyop.decode import EnvelopeReader
+from keyop.envelope import EnvelopeWriter
+from keyop.errors import CorruptRecordError
+from keyop.shared import SharedLines, SharedReads
+from keyop.storage.cursor import Lines
+
+PAYLOADS = [
+    {"number": 1, "text": "ü", "none": None, "yes": True, "half": 0.5},
+    {"nested": {"list": [1, 2]}},
+    [1, 2, 3],
+    "text",
+    7,
+    None,
+    {},
+]
+
+
+def line_of(payload: Any) -> bytes:
+    _, line = EnvelopeWriter("here").encode("orders", "t", orjson.dumps(payload), "c-1")
+    return line[:-1]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_each_gets_its_own(payload: Any) -> None:
+    """Everybody reads the same; what one changes, the others do not see."""
+    line = line_of(payload)
+    shared = SharedLines(Lines(0, [line]))
+    read = shared.reader(EnvelopeReader().read)
+    expected = EnvelopeReader().read(line)
+    for _ in range(3):
+        fields = read(line)
+        assert {name: fields[name] for name in expected} == expected
+        fields["payload"] = _changed(fields["payload"])
+        fields["channel"] = "another"
+        fields["added"] = 1
+
+
+def _changed(payload: Any) -> Any:
+    if isinstance(payload, dict):
+        for value in payload.values():
+            if isinstance(value, dict):
+                value.clear()
+        payload.clear()
+    elif isinstance(payload, list):
+        payload.clear()
+    return "changed"
+
+
+def test_what_is_no_record() -> None:
+    """It is refused to everybody, as it would be to one."""
+    shared = SharedLines(Lines(0, [b"{}"]))
+    read = shared.reader(EnvelopeReader().read)
+    for _ in range(2):
+        with pytest.raises(CorruptRecordError, match="payload"):
+            read(b"{}")
+
+
+def test_where_they_end() -> None:
+    """The end is behind the last newline."""
+    assert SharedLines(Lines(10, [b"ab", b"", b"c"])).end == 16
+
+
+def test_only_the_latest_are_kept() -> None:
+    """Memory has a bound: the oldest read goes first."""
+    reads = SharedReads(2)
+    for start in (0, 2, 4):
+        reads.add("here", Lines(start, [b"x"]))
+    assert reads.find("here", 0) is None
+    assert reads.find("there", 2) is None
+    found = reads.find("here", 4)
+    assert found is not None
+    assert found.lines == [b"x"]
