@@ -182,6 +182,8 @@ class EnvelopeWriter:
         fraction = now - self._second_ns
         if not 0 < fraction < 1_000_000_000:
             moment = self._begin_second(now)
+        elif fraction % 10:
+            moment = f"{self._second_text}{fraction:09d}"
         else:
             moment = f"{self._second_text}{fraction:09d}".rstrip("0")
         if correlation_id or service_name or origin is not None:
