@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
@@ -44,23 +43,25 @@ class ActiveSegment:
     def __init__(
         self,
         fs: FileSystem,
+        directory: str,
         opened: Opened,
         on_sync_failed: Callable[[Exception, Round | None], None],
         on_synced: Callable[[], None],
     ) -> None:
         self._fs = fs
-        self.fd, self.start, self.size = opened
+        self._directory = directory
+        self.fd, self.start, self.size, self.entry_is_durable = opened
         # What the lock file says while this segment is the active one.
         self.hint = b"%020d" % self.start
         self.dirty = False
         self._on_sync_failed = on_sync_failed
         self._on_synced = on_synced
-        # When the latest sync returned, and how long it took, in seconds.
-        self._synced_at = self._sync_s = 0.0
         self._round: Round | None = None
         # Those whose sync is under way.
         self._covered: list[Round] = []
         self._syncs = 0
+        # Those that wait for a thread.
+        self._waiting_syncs = 0
         self._released = False
         drop_in_children(self)
 
@@ -74,15 +75,6 @@ class ActiveSegment:
         """Whether somebody waits for the next sync."""
         return self._round is not None
 
-    @property
-    def sync_is_worthwhile(self) -> bool:
-        """Whether a sync had better begin now than when everybody has had a turn.
-
-        It had where writing has taken as long as a sync does: then those who write meanwhile keep
-        the processor as busy as this one keeps the disk.
-        """
-        return not self._syncs and monotonic() - self._synced_at >= self._sync_s
-
     def join_round(self) -> Round:
         """Return the round whose sync will cover everything written so far."""
         if self._round is None:
@@ -94,16 +86,27 @@ class ActiveSegment:
 
         The outcome reaches the round and ``on_sync_failed`` also when the caller is killed.
         """
-        return self.cover(offload.submit(self.fdatasync))
+        self._waiting_syncs += 1
+        try:
+            job = offload.submit(self.fdatasync)
+        except BaseException:
+            self._waiting_syncs -= 1
+            self._close_if_done()
+            raise
+        self._waiting_syncs -= 1
+        return self.cover(job)
 
     def fdatasync(self) -> None:
-        """Bring what was written to the disk; blocks the thread.
+        """Bring what was written, and the directory entry, to the disk; blocks the thread.
 
         Raises:
             SyncFailedError: it failed, and must not be tried again.
         """
         try:
             self._fs.fdatasync(self.fd)
+            if not self.entry_is_durable:
+                self._fs.fsync_dir(self._directory)
+                self.entry_is_durable = True
         except OSError as error:
             raise SyncFailedError(error.errno, error.strerror) from error
 
@@ -119,12 +122,9 @@ class ActiveSegment:
             self._covered.append(covered)
         self.dirty = False
         self._syncs += 1
-        begun = monotonic()
 
         def finished(job: Job) -> None:
             self._syncs -= 1
-            self._synced_at = monotonic()
-            self._sync_s = self._synced_at - begun
             if covered is not None:
                 self._covered.remove(covered)
             if isinstance(job.error, SyncFailedError):
@@ -133,8 +133,7 @@ class ActiveSegment:
                 covered.finish(None)
             if self._round is not None:
                 self._on_synced()
-            if self._released and not self._syncs:
-                self._close()
+            self._close_if_done()
 
         job.then(finished)
         return job
@@ -142,8 +141,7 @@ class ActiveSegment:
     def release(self) -> None:
         """Close the descriptor, or have it closed when the last sync returns."""
         self._released = True
-        if not self._syncs:
-            self._close()
+        self._close_if_done()
 
     def take_round(self) -> Round | None:
         """Return the round that waits for the next sync, which is the caller's to finish."""
@@ -155,6 +153,10 @@ class ActiveSegment:
         waiting = self.take_round()
         for each in [*self._covered, *([waiting] if waiting is not None else [])]:
             each.finish(error)
+
+    def _close_if_done(self) -> None:
+        if self._released and not self._syncs and not self._waiting_syncs:
+            self._close()
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1

@@ -201,9 +201,12 @@ class Cursor:
 
         It is only where the cursor stands at the position, in the segment that holds both.
         """
-        if self._fd < 0 or self.position != position:
+        if self.position != position:
             return False
-        if self._fs.lseek(self._fd, 0, os.SEEK_END) < end - self._start:
+        if self._fd < 0:  # the active segment holds whatever is behind
+            if self.behind:
+                return False
+        elif self._fs.lseek(self._fd, 0, os.SEEK_END) < end - self._start:
             return False
         self.position = end
         return True

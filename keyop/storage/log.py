@@ -69,6 +69,7 @@ class Log:
     """The writing side of one channel. Opened by its first use, closed by its owner.
 
     Args:
+        make_room: called before descriptors are opened; may wait.
         unsynced: where this log puts itself when there is something to sync.
         directory_is_durable: whether the channel's directory was there when its parent was synced.
     """
@@ -83,6 +84,7 @@ class Log:
         threads: LogThreads,
         closing: Closing,
         opened: Event,
+        make_room: Callable[[], None],
         unsynced: set[Log] | None = None,
         directory_is_durable: bool = False,
     ) -> None:
@@ -107,12 +109,12 @@ class Log:
         self._lock = ChannelLock(fs, f"{directory}/{LOCK_NAME}", threads.locks)
         self._closing = closing
         self._opened = opened
+        self._make_room = make_room
         self._segment: ActiveSegment | None = None
         self._unsynced: set[Log] = set() if unsynced is None else unsynced
         self._directory_made = self._directory_is_assumed = directory_is_durable
-        # The segment whose directory entry this process has synced: its directory's inode, and
-        # where it begins.
-        self._durable_entry: tuple[int, int] | None = None
+        # Where the segment begins whose directory entry this process has synced.
+        self._durable_start = -1
         self._looked_at: object = None
         self._failure: str | None = None
         self._failed_start = -1
@@ -285,10 +287,7 @@ class Log:
             self.readers.wake()
         if self._always:
             awaited = segment.join_round()
-            if segment.sync_is_worthwhile:
-                segment.sync(self._files)
-            else:
-                self._wanted.set()
+            self._wanted.set()
             self._await(awaited, deadline, data)
         return end
 
@@ -366,6 +365,7 @@ class Log:
         while True:
             try:
                 if self._lock.fd < 0:
+                    self._make_room()
                     if not self._directory_made:
                         self._files.run(self._make_directory)
                         self._directory_made = True
@@ -384,6 +384,7 @@ class Log:
             except OSError as error:
                 if isinstance(error, FileNotFoundError) and self._directory_is_assumed:
                     self._directory_made = self._directory_is_assumed = False
+                    self._durable_start = -1
                     continue  # it was there when the messenger started
                 if error.errno not in NO_ROOM:
                     raise self._refused(error, "opened") from error
@@ -524,7 +525,11 @@ class Log:
                 elif job.error is None:
                     self._lock.map_hint()
                     self._segment = ActiveSegment(
-                        self._fs, job.value, self._sync_failed, self._wanted.set
+                        self._fs,
+                        self.directory,
+                        job.value,
+                        self._sync_failed,
+                        self._wanted.set,
                     )
                     if segment is not None:
                         segment.release()
@@ -566,16 +571,13 @@ class Log:
         self._settle(old)
 
         def open_log() -> Opened:
-            inode = self._fs.stat(self.directory).st_ino
-            known = self._durable_entry
             opened = recover(
                 self._fs,
                 self.directory,
                 self.offsets_directory,
                 self._options.durable,
-                known[1] if known is not None and known[0] == inode else -1,
+                self._durable_start,
             )
-            self._durable_entry = (inode, opened.start)
             return self._announce(opened)
 
         return self._hand_over(old, self._submit(open_log))
@@ -756,6 +758,7 @@ class Log:
         self._greenlets.clear()
         segment, self._segment = self._segment, None
         if segment is not None:
+            self._durable_start = segment.start if segment.entry_is_durable else -1
             segment.abandon_rounds(
                 MessengerClosedError(f"{self.channel}: the messenger was closed")
             )
@@ -767,7 +770,8 @@ class Log:
         """Whether nothing is under way, so that closing disturbs nobody."""
         segment = self._segment
         return not self._lock.taken and (
-            segment is None or not (segment.dirty or segment.syncing or segment.awaited)
+            segment is None
+            or not ((segment.dirty and self._options.durable) or segment.syncing or segment.awaited)
         )
 
     def path(self) -> str:

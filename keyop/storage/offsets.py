@@ -119,7 +119,9 @@ class OffsetFile:
         self._pwrite = fs.pwrite
         self.path = path
         self._fd = -1
-        self._sync: Job | None = None
+        # From asking for a thread until the sync has returned; then what is to be closed.
+        self._syncing = False
+        self._left_open = -1
         self.dirty = False
 
     def open(self) -> int | None:
@@ -160,14 +162,21 @@ class OffsetFile:
 
         If that fails, which position is on the disk is unknown; an older one is possible.
         """
-        if self._fd < 0 or not self.dirty or (self._sync is not None and not self._sync.done):
+        if self._fd < 0 or not self.dirty or self._syncing:
             return None
         self.dirty = False
-        self._sync = offload.submit(self._fs.fdatasync, self._fd)
-        self._sync.then(self._report)
-        return self._sync
+        self._syncing = True
+        try:
+            job = offload.submit(self._fs.fdatasync, self._fd)
+        except BaseException:  # killed while every thread was busy
+            self.dirty = True
+            self._end_sync()
+            raise
+        job.then(self._report)
+        return job
 
     def _report(self, job: Job) -> None:
+        self._end_sync()
         if job.error is not None:
             logger.error("%s may be older on the disk than in memory: %s", self.path, job.error)
 
@@ -177,9 +186,15 @@ class OffsetFile:
         if fd < 0:
             return
         keep_in_children(self)
-        if self._sync is not None and not self._sync.done:
-            self._sync.then(lambda _: self._fs.close(fd))
+        if self._syncing:
+            self._left_open = fd
         else:
+            self._fs.close(fd)
+
+    def _end_sync(self) -> None:
+        self._syncing = False
+        fd, self._left_open = self._left_open, -1
+        if fd >= 0:
             self._fs.close(fd)
 
     def drop_in_child(self) -> None:

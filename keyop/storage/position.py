@@ -11,7 +11,7 @@ from keyop.errors import CorruptRecordError
 from keyop.fs import FileSystem
 from keyop.pace import Pace
 from keyop.storage.cursor import Cursor, Lines
-from keyop.storage.segment import list_segments, list_starts, record_boundary, segment_path
+from keyop.storage.segment import list_starts, record_boundary, segment_path
 from keyop.timestamps import parse
 
 Position = Union[str, int, datetime]  # noqa: UP007 - evaluated at run time on Python 3.10
@@ -39,6 +39,10 @@ def check_position(position: object) -> Position:
     raise ValueError(f"{position!r} is not a position; {allowed}")
 
 
+# Past any end, which a cursor takes for the end.
+_BEYOND = 1 << 62
+
+
 def resolve(fs: FileSystem, directory: str, position: Position, max_line_bytes: int) -> int:
     """Return the offset that a position means in this channel now, on a record boundary.
 
@@ -47,15 +51,15 @@ def resolve(fs: FileSystem, directory: str, position: Position, max_line_bytes: 
     Raises:
         OSError: the channel cannot be read.
     """
-    segments = list_segments(fs, directory)
-    if not segments:
+    starts = list_starts(fs, directory)
+    if not starts:
         return 0
     if position == "earliest":
-        return segments[0].start
+        return starts[0]
     if isinstance(position, datetime):
         return find_time(fs, directory, position, max_line_bytes)
     # Through a cursor, because an append may be under way, or an offset be in mid-record.
-    offset = segments[-1].end if position == "latest" else position
+    offset = _BEYOND if position == "latest" else position
     assert isinstance(offset, int)
     cursor = Cursor(fs, directory, max_line_bytes)
     try:

@@ -36,11 +36,15 @@ _APPEND = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
 
 
 class Opened(NamedTuple):
-    """The active segment: an open descriptor that the caller owns, first offset and size."""
+    """The active segment: an open descriptor that the caller owns, first offset and size.
+
+    ``entry_is_durable`` says whether its directory entry would survive a power cut.
+    """
 
     fd: int
     start: int
     size: int
+    entry_is_durable: bool = True
 
 
 def recover(
@@ -69,7 +73,7 @@ def recover(
     refuse_overlap(segments, directory)
     _report_gaps(segments, directory)
     start = segments[-1].start if segments else 0
-    opened = open_segment(fs, directory, start, durable and start != durable_start)
+    opened = open_segment(fs, directory, start, durable, start == durable_start)
     try:
         clamp_offsets(fs, offsets_directory, start + opened.size)
     except BaseException:
@@ -78,11 +82,14 @@ def recover(
     return opened
 
 
-def open_segment(fs: FileSystem, directory: str, start: int, durable: bool) -> Opened:
+def open_segment(
+    fs: FileSystem, directory: str, start: int, durable: bool, entry_is_durable: bool = False
+) -> Opened:
     """Open a segment for appending, create it where it is missing, cut a torn tail.
 
-    The directory is synced even if the segment was there: whoever created it may have died
-    between the two.
+    The directory of one that was there has to be synced as well, because whoever created it may
+    have died before that; but not before something else in it is: what was promised of it until
+    now was promised after that sync.
 
     Raises:
         OSError: it cannot be opened, created or mended.
@@ -90,9 +97,9 @@ def open_segment(fs: FileSystem, directory: str, start: int, durable: bool) -> O
     path = segment_path(directory, start)
     fd = fs.open(path, _APPEND | os.O_CREAT, FILE_MODE)
     try:
-        if durable:
-            fs.fsync_dir(directory)
         size = fs.lseek(fd, 0, os.SEEK_END)
+        if durable and not size:
+            fs.fsync_dir(directory)
         whole = whole_size(fs, fd, size)
         if whole != size:
             torn = set_torn_tail_aside(fs, directory, start, fd, whole, size)
@@ -106,7 +113,7 @@ def open_segment(fs: FileSystem, directory: str, start: int, durable: bool) -> O
     except BaseException:
         fs.close(fd)
         raise
-    return Opened(fd, start, whole)
+    return Opened(fd, start, whole, entry_is_durable or not durable or not size)
 
 
 def _report_gaps(segments: list[Segment], directory: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
 import gevent
@@ -29,9 +31,12 @@ logger = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 30.0
 _RACY_NS = 1_000_000_000
-# An open log holds two descriptors. A quarter of the process's limit may be ours.
-_DESCRIPTORS_PER_LOG = 2
+# An open log holds three descriptors: of its segment, its lock, and the memory that shows the
+# lock's hint. Half of the process's limit may be theirs.
+_DESCRIPTORS_PER_LOG = 3
 _MIN_OPEN_LOGS = 16
+# Where all are in use, so many are synced together to be closed.
+_SYNCED_TOGETHER = 16
 _FILE_THREADS = 4
 _LOCK_THREADS = 8
 
@@ -48,7 +53,7 @@ def _max_open_logs() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = 1 << 20
-    return max(_MIN_OPEN_LOGS, soft // 4 // _DESCRIPTORS_PER_LOG)
+    return max(_MIN_OPEN_LOGS, soft // 2 // _DESCRIPTORS_PER_LOG)
 
 
 class Store:
@@ -78,7 +83,9 @@ class Store:
         # When a channel's directory was last found to hold less than two segments.
         self._small_since: dict[str, int] = {}
         self._max_open = _max_open_logs()
-        self._last_ends: dict[Log, int] = {}
+        # The logs that may be open, and their ends when they were looked at last; those that were
+        # not used for long come first.
+        self._open_logs: OrderedDict[Log, int] = OrderedDict()
         self._greenlets: list[gevent.Greenlet[[], None]] = []
         self._sweeper_lock = FileLock(fs, f"{data_dir}/.sweeper.lock")
 
@@ -163,26 +170,35 @@ class Store:
                 self.threads,
                 self.closing,
                 self.opened_channel,
+                lambda: self._make_room(channel),
                 self._unsynced_logs,
                 channel in self._durable_channels,
             )
-            # Not each time: it looks at all of them.
-            if len(self._logs) > self._max_open and len(self._logs) % _MIN_OPEN_LOGS == 0:
-                self._close_idle()
         return log
 
-    def _close_idle(self) -> None:
-        """Give back descriptors of logs that were not used since the last look, if too many."""
-        open_logs = [log for log in self._logs.values() if log.is_open]
-        excess = len(open_logs) - self._max_open
-        if excess <= 0:
-            return
-        for log in open_logs:
-            if self._last_ends.get(log) != log.end:
-                self._last_ends[log] = log.end
-            elif log.idle and excess > 0:
+    def _make_room(self, channel: str) -> None:
+        """Before a log is opened: close others, those that were not used for long first."""
+        open_logs = self._open_logs
+        # Twice around: a log that has grown since the last look is spared once.
+        for _ in range(2 * len(open_logs)):
+            if len(open_logs) < self._max_open:
+                break
+            log, end = open_logs.popitem(last=False)
+            if log.is_open:
+                if log.end != end:
+                    open_logs[log] = log.end
+                    continue
+                if log.needs_sync and self.options.log.durable:
+                    together = [log, *islice(open_logs, _SYNCED_TOGETHER)]
+                    first, *_ = [each.sync() for each in together]
+                    if first is not None:
+                        first.wait()
+                if not log.idle:
+                    open_logs[log] = end
+                    continue
                 log.close()
-                excess -= 1
+        log = self._logs[channel]
+        open_logs[log] = log.end
 
     def make_offsets_directory(self, channel: str) -> None:
         """Create the directory of a channel's positions where it is missing; blocks the thread.
@@ -240,7 +256,6 @@ class Store:
 
     def _tick(self) -> None:
         """Under ``periodic``: bring what was written since the last tick to the disk."""
-        closed_at = time.monotonic()
         while True:
             self._clock.sleep(self.options.sync_interval_s)
             for log in list(self._unsynced_logs):
@@ -250,9 +265,6 @@ class Store:
                 position.sync(self.threads.files)
                 if not position.dirty or position not in self.positions:
                     self.unsynced_positions.discard(position)
-            if len(self._logs) > self._max_open and time.monotonic() - closed_at > 1.0:
-                self._close_idle()
-                closed_at = time.monotonic()
 
     def _sweep_now_and_then(self) -> None:
         while True:

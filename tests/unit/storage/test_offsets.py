@@ -388,3 +388,39 @@ def test_concurrent_rewriting_never_invents_a_number(path: Path) -> None:
     finally:
         stop.set()
         writer.join()
+
+
+def test_closed_while_its_sync_waits_for_a_thread(tmp_path: Path) -> None:
+    """The descriptor stays open until the sync has returned, however late it begins."""
+    synced: list[int] = []
+
+    class Fs(FileSystem):
+        @staticmethod
+        def fdatasync(fd: int) -> None:  # type: ignore[override] # a builtin
+            os.fdatasync(fd)
+            synced.append(fd)
+
+    fs = Fs()
+    path = str(tmp_path / "reader.offset")
+    write_offset(fs, path, 0)
+    position = OffsetFile(fs, path)
+    position.open()
+    position.save(7)
+    offload = Offload(1)
+    busy = threading.Event()
+    occupied = [offload.submit(busy.wait) for _ in range(2)]  # one waits in the thread's queue
+    syncing = gevent.spawn(position.sync, offload)
+    gevent.sleep(0)
+    position.close()
+    assert not syncing.ready()
+    busy.set()
+    for each in occupied:
+        each.wait()
+    job = syncing.get()
+    job.wait()
+    assert job.error is None
+    assert len(synced) == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(synced[0])
+    assert offload.close(5)
+    assert read_offset(fs, path) == 7

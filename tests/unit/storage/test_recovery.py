@@ -14,6 +14,7 @@ import pytest
 
 from keyop.errors import StorageError
 from keyop.fs import SYSTEM_FS, FileSystem
+from keyop.storage.active import ActiveSegment
 from keyop.storage.locks import FileLock
 from keyop.storage.recovery import clamp_offsets, open_segment, recover, start_after_failure
 from tests.fakes.faulty import FaultyFs
@@ -173,13 +174,20 @@ def test_a_new_segment_is_private_and_survives(base: Path) -> None:
         assert "done" not in state.marks or f"log/{A}" in state.tree
 
 
-def test_an_entry_found_is_synced(base: Path, faulty: FaultyFs) -> None:
-    """Whoever created it may have died before it could; without durability it is left."""
+def test_an_entry_found_is_to_be_synced(base: Path, faulty: FaultyFs) -> None:
+    """Whoever created it may have died before it could: the first sync of the segment does it."""
     (base / "log" / A).write_bytes(b"ab\n")
-    opened(base, faulty, durable=False)
-    assert faulty.calls["fsync_dir"] == 0
-    opened(base, faulty)
-    assert faulty.calls["fsync_dir"] == 1
+    for durable, known, entry_is_durable in [(False, -1, True), (True, -1, False), (True, 0, True)]:
+        found = recover(faulty, str(base / "log"), str(base / "offsets"), durable, known)
+        segment = ActiveSegment(faulty, str(base / "log"), found, lambda *_: None, lambda: None)
+        try:
+            assert segment.entry_is_durable == entry_is_durable
+            synced = faulty.calls["fsync_dir"]
+            segment.fdatasync()
+            segment.fdatasync()
+            assert faulty.calls["fsync_dir"] == synced + (not entry_is_durable)
+        finally:
+            segment.release()
 
 
 def test_a_power_cut_during_recovery(base: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
