@@ -43,7 +43,7 @@ class _Process:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "keyop.bench.peers", orjson.dumps(config).decode()],
+            [sys.executable, "-m", "keyop.bench.instance", orjson.dumps(config).decode()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

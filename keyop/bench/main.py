@@ -22,9 +22,7 @@ from keyop.version import __version__
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    default=7,
-    show_default=True,
-    help="Rounds of each figure, in turn.",
+    help="Rounds of each figure, in turn; 7, with --peers 5.",
 )
 @click.option(
     "--dir",
@@ -35,9 +33,24 @@ from keyop.version import __version__
     help="Where to write.",
 )
 @click.option("--federation", is_flag=True, help="The figures of hubs and clients instead.")
+@click.option("--peers", is_flag=True, help="keyop beside what else would be used, instead.")
+@click.option("--contenders", metavar="NAME,…", help="With --peers: some only, by name.")
+@click.option(
+    "--plot",
+    type=click.Path(exists=True, file_okay=False, writable=True),
+    help="With --peers: where to draw each measure, as NAME.svg.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def main(
-    quick: bool, only: str | None, rounds: int, directory: str, federation: bool, as_json: bool
+    quick: bool,
+    only: str | None,
+    rounds: int | None,
+    directory: str,
+    federation: bool,
+    peers: bool,
+    contenders: str | None,
+    plot: str | None,
+    as_json: bool,
 ) -> None:
     """Measure keyop beside the physical limit on the same bytes, in one run.
 
@@ -47,11 +60,27 @@ def main(
     where it does not.
 
     Example: keyop-bench --only publish,batch --rounds 15
+
+    With --peers, keyop does the same work as others do, each with its own client, in processes of
+    its own, in the same durability class. What is not installed is named, and left out.
+
+    Example: keyop-bench --peers --only publish,latency --contenders keyop,sqlite
     """
+    if not peers and (contenders or plot):
+        raise click.UsageError("--contenders and --plot go with --peers")
+    if peers and federation:
+        raise click.UsageError("--peers or --federation, not both")
+    rounds = rounds or (5 if peers else 7)
     workplace = tempfile.mkdtemp(prefix="keyop-bench-", dir=directory)
     figures: list[Figure] = []
     try:
         scale, rounds = (0.05, min(rounds, 2)) if quick else (1.0, rounds)
+        if peers:
+            # Not for the other figures, which need nothing of it.
+            from keyop.bench.peers.command import compare
+
+            compare(workplace, scale, rounds, only, contenders, as_json, plot)
+            return
         named = {
             name: measure
             for bench in _benches(federation, workplace, scale, rounds)

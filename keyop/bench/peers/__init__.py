@@ -1,0 +1,1 @@
+"""``bin/keyop-bench --peers``: keyop beside what would be used instead, on the same work."""
