@@ -22,7 +22,7 @@ from keyop.version import __version__
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    help="Rounds of each figure, in turn; 7, with --peers 5.",
+    help="Rounds of each figure, in turn; 7, with --peers 5, with --scaling 3.",
 )
 @click.option(
     "--dir",
@@ -34,11 +34,12 @@ from keyop.version import __version__
 )
 @click.option("--federation", is_flag=True, help="The figures of hubs and clients instead.")
 @click.option("--peers", is_flag=True, help="keyop beside what else would be used, instead.")
+@click.option("--scaling", is_flag=True, help="How costs grow, and with what, instead.")
 @click.option("--contenders", metavar="NAME,…", help="With --peers: some only, by name.")
 @click.option(
     "--plot",
     type=click.Path(exists=True, file_okay=False, writable=True),
-    help="With --peers: where to draw each measure, as NAME.svg.",
+    help="With --peers or --scaling: where to draw each picture, as NAME.svg.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def main(
@@ -48,6 +49,7 @@ def main(
     directory: str,
     federation: bool,
     peers: bool,
+    scaling: bool,
     contenders: str | None,
     plot: str | None,
     as_json: bool,
@@ -65,12 +67,17 @@ def main(
     its own, in the same durability class. What is not installed is named, and left out.
 
     Example: keyop-bench --peers --only publish,latency --contenders keyop,sqlite
+
+    With --scaling, the cost of a message for some sizes of payloads, and for some numbers of
+    channels, subscribers, peers, bytes to catch up with, and segments. It writes up to 12 GiB.
     """
-    if not peers and (contenders or plot):
-        raise click.UsageError("--contenders and --plot go with --peers")
-    if peers and federation:
-        raise click.UsageError("--peers or --federation, not both")
-    rounds = rounds or (5 if peers else 7)
+    if contenders and not peers:
+        raise click.UsageError("--contenders goes with --peers")
+    if plot and not (peers or scaling):
+        raise click.UsageError("--plot goes with --peers or --scaling")
+    if federation + peers + scaling > 1:
+        raise click.UsageError("only one of --federation, --peers and --scaling")
+    rounds = rounds or (5 if peers else 3 if scaling else 7)
     workplace = tempfile.mkdtemp(prefix="keyop-bench-", dir=directory)
     figures: list[Figure] = []
     try:
@@ -80,6 +87,11 @@ def main(
             from keyop.bench.peers.command import compare
 
             compare(workplace, scale, rounds, only, contenders, as_json, plot)
+            return
+        if scaling:
+            from keyop.bench.scaling.command import trace
+
+            trace(workplace, scale, rounds, only, as_json, plot)
             return
         named = {
             name: measure

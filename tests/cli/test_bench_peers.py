@@ -165,7 +165,7 @@ def test_the_table() -> None:
     [
         (["--only", "speed"], "no measure 'speed'; there are publish, batch"),
         (["--contenders", "kafka"], "no contender 'kafka'; there are keyop, sqlite"),
-        (["--federation"], "--peers or --federation, not both"),
+        (["--federation"], "only one of --federation, --peers and --scaling"),
     ],
 )
 def test_called_wrongly(tmp_path: Path, options: list[str], said: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from keyop.bench.plots import draw_curve, draw_measure
 from keyop.bench.scaling.curve import Curve, Series, as_json
 
+BENCH = Path(__file__).parents[2] / "bin" / "keyop-bench"
 MIB = 1 << 20
 POINTS = {
     "payload": [100, 300, 1024],
@@ -33,7 +34,7 @@ POINTS = {
 
 def scaling(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "keyop.bench.scaling", "--quick", "--rounds", "1", *options],
+        [sys.executable, str(BENCH), "--scaling", "--quick", "--rounds", "1", *options],
         capture_output=True,
         text=True,
         timeout=110,

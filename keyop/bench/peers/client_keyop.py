@@ -21,7 +21,23 @@ from keyop.messenger import Messenger
 _LOOK_S = 0.002
 
 
-class KeyopClient(Client):
+class GeventClient(Client):
+    """Waits in gevent's loop."""
+
+    def sleep(self, seconds: float) -> None:
+        gevent.sleep(seconds)
+
+    def socket(self) -> socket.socket:
+        made: Any = gevent.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((HOST, 0))
+        answering: socket.socket = made
+        return answering
+
+    def await_word(self) -> None:
+        tp_read(0, 1 << 10)
+
+
+class KeyopClient(GeventClient):
     """A messenger."""
 
     def __init__(self, place: Place) -> None:
@@ -67,18 +83,6 @@ class KeyopClient(Client):
 
     def close(self) -> None:
         self._messenger.close()
-
-    def sleep(self, seconds: float) -> None:
-        gevent.sleep(seconds)
-
-    def socket(self) -> socket.socket:
-        made: Any = gevent.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        made.bind((HOST, 0))
-        answering: socket.socket = made
-        return answering
-
-    def await_word(self) -> None:
-        tp_read(0, 1 << 10)
 
 
 def _nothing(message: Message) -> None:

@@ -134,6 +134,15 @@ CONTENDERS = [
         measures=LOCAL | TLS,
     ),
     Contender(
+        key="keyop-ephemeral",
+        title="keyop, ephemeral clients",
+        notes={"": "kept by the hub only, as by the servers of the others"},
+        client=f"{_HERE}.client_guest:KeyopGuest",
+        modules={"keyop": "keyop"},
+        commands=_keyop,
+        measures=TLS,
+    ),
+    Contender(
         key="sqlite",
         title="SQLite",
         client=f"{_HERE}.client_sqlite:SqliteClient",

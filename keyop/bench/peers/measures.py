@@ -76,7 +76,7 @@ class Round:
             "job": asdict(replace(job, client=self.contender.client)),
         }
         # Everything of keyop counts as keyop's, nothing of it as another's.
-        how = ["-m", "keyop.bench.peers.worker"] if self.contender.key == "keyop" else [_BARE]
+        how = ["-m", "keyop.bench.peers.worker"] if "keyop" in self.contender.modules else [_BARE]
         path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
         process = Process(
             f"{self.contender.key}: its {role} of {self.measure.name}",
