@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from keyop.storage.cursor import Lines
@@ -38,11 +39,19 @@ class SharedLines:
                 record = records[line]
             except KeyError:
                 fields = read(line)
-                records[line] = _copied(fields) if _is_flat(fields["payload"]) else None
+                payload = fields["payload"]
+                if _is_flat(payload):  # what is kept is nobody's
+                    records[line] = {**fields, "payload": copy(payload)}
+                else:
+                    records[line] = None
                 return fields
             if record is None:
                 return read(line)
-            return _copied(record)
+            fields = record.copy()
+            payload = fields["payload"]
+            if type(payload) is dict:
+                fields["payload"] = payload.copy()
+            return fields
 
         return read_shared
 
@@ -52,14 +61,6 @@ def _is_flat(payload: Any) -> bool:
     if type(payload) is dict:
         return _SCALARS.issuperset(map(type, payload.values()))
     return type(payload) in _SCALARS
-
-
-def _copied(record: dict[str, Any]) -> dict[str, Any]:
-    fields = record.copy()
-    payload = fields["payload"]
-    if type(payload) is dict:
-        fields["payload"] = payload.copy()
-    return fields
 
 
 class SharedReads:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -24,6 +24,7 @@ from keyop.errors import (
 from keyop.forks import get_ident
 from keyop.pace import Pace
 from keyop.parallel import ParallelDelivery
+from keyop.poller import Poller
 from keyop.shared import SharedLines, SharedReads
 from keyop.storage.claim import Claim
 from keyop.storage.cursor import Cursor, Lines, Skipped
@@ -31,7 +32,6 @@ from keyop.storage.log import Log
 from keyop.storage.position import Position, check_position, resolve
 from keyop.storage.segment import list_segments
 from keyop.storage.store import Store
-from keyop.storage.watch import POLL_S
 from keyop.timestamps import parse
 from keyop.wakeup import Wakeup
 
@@ -70,6 +70,7 @@ class Subscription:
         delivery: Delivery,
         stopping: Event,
         shared: SharedReads,
+        poller: Poller,
         options: SubscriptionOptions,
         on_end: Callable[[Subscription], None],
         predecessor: Subscription | None = None,
@@ -105,7 +106,7 @@ class Subscription:
         # What no wake-up tells of is looked for every now and then: behind a gap, or where
         # inotify does not serve. Wake-ups must not put that off.
         self._look_around = True
-        self._poll: Any = None
+        self._poller = poller
         self._looks = 0
         self._pace = Pace()
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -220,8 +221,7 @@ class Subscription:
             if not self._claim.held and not self._wait_for_lease():
                 return
             self._log.readers.events.add(self._woken)
-            self._poll = gevent.get_hub().loop.timer(POLL_S, POLL_S)
-            self._poll.start(self._look)
+            self._poller.add(self._look)
             while not self._stopping.is_set():
                 try:
                     self._store.watcher.watch(self._log.directory, self._log.readers)
@@ -243,7 +243,7 @@ class Subscription:
             self._release()
 
     def _look(self) -> None:
-        """Every POLL_S seconds: read, unless what is cheap to see shows that nothing is new."""
+        """Every second: read, unless what is cheap to see shows that nothing is new."""
         self._looks += 1
         if self._looks % _LOOK_ANYWAY == 0 or self._cursor.behind or self._log.has_foreign_news():
             self._look_around = True
@@ -483,9 +483,7 @@ class Subscription:
 
     def _release(self) -> None:
         """Give back everything that the subscription holds."""
-        if self._poll is not None:
-            self._poll.close()
-            self._poll = None
+        self._poller.discard(self._look)
         self._log.readers.events.discard(self._woken)
         if not self._log.readers.events:
             self._store.watcher.unwatch(self._log.readers)

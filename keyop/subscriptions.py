@@ -21,6 +21,7 @@ from keyop.errors import (
 from keyop.latency import MessengerLatencies
 from keyop.names import is_dead_letter
 from keyop.payloads import PayloadRegistry
+from keyop.poller import Poller
 from keyop.shared import SharedReads
 from keyop.storage.claim import remove_position
 from keyop.storage.position import Position, check_position
@@ -123,6 +124,7 @@ class Subscriptions:
         self._clock = clock
         self._latencies = latencies
         self._shared = SharedReads()
+        self._poller = Poller()
         self._by_name: dict[tuple[str, str], list[Subscription]] = {}
 
     def all(self) -> list[Subscription]:
@@ -166,6 +168,7 @@ class Subscriptions:
             ),
             stopping,
             self._shared,
+            self._poller,
             options,
             self._forget,
             predecessor,

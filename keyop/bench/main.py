@@ -39,7 +39,7 @@ from keyop.version import __version__
 @click.option(
     "--plot",
     type=click.Path(exists=True, file_okay=False, writable=True),
-    help="With --peers or --scaling: where to draw each picture, as NAME.svg.",
+    help="With --peers or --scaling: where to draw each picture, as NAME.svg or by-NAME.svg.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def main(

@@ -98,8 +98,8 @@ def test_plot(tmp_path: Path, fonts: None) -> None:
     done = scaling("--dir", str(place), "--only", "subscribers", "--plot", str(pictures))
     assert done.returncode == 0, done.stderr
     assert os.listdir(place) == []
-    assert os.listdir(pictures) == ["subscribers.svg"]
-    assert "subscribers" in texts(pictures / "subscribers.svg")
+    assert os.listdir(pictures) == ["by-subscribers.svg"]
+    assert "subscribers" in texts(pictures / "by-subscribers.svg")
 
 
 def test_for_people(tmp_path: Path) -> None:

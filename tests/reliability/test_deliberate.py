@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from keyop import subscriber
+from keyop import poller
 from keyop.fs import FileSystem
 from tests.crash.test_scorecard import SEED
 from tests.federation import cuts, rawpeers
@@ -74,7 +74,7 @@ def run_small(name: str, directory: Path, asked: set[Any]) -> Row:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "either", either)
         # A power cut leaves gaps in the log, each of which readers get over at their next look.
-        patch.setattr(subscriber, "POLL_S", 0.05)
+        patch.setattr(poller, "POLL_S", 0.05)
         return run_row(name, directory, SEED, quick=True)
 
 

@@ -74,6 +74,7 @@ ORDER = [
     "dedup",
     "deadletter",
     "shared",
+    "poller",
     "delivery",
     "monitor",
     "parallel",

@@ -27,7 +27,7 @@ def trace(
         if plot:
             from keyop.bench.plots import draw_curve
 
-            draw_curve(curve, os.path.join(plot, f"{curve['measure']}.svg"))
+            draw_curve(curve, os.path.join(plot, f"by-{curve['measure']}.svg"))
     if as_json:
         click.echo(orjson.dumps({"curves": curves}, option=orjson.OPT_INDENT_2))
 
