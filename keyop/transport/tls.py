@@ -68,8 +68,6 @@ class TLSSocket:
         self._readable = loop.io(plain.fileno(), _READ)
         self._writable = loop.io(plain.fileno(), _WRITE)
         self._closed = False
-        # Whether what comes next is still with the kernel, or not there at all.
-        self._drained = False
 
     def handshake(self, host: str | None = None, take_turn: TakeTurn | None = None) -> None:
         """Agree on keys and verify each other's certificates.
@@ -108,16 +106,10 @@ class TLSSocket:
         Raises:
             OSError: the connection broke, or was closed meanwhile.
         """
-        size = min(size, RECORD_BYTES)
         try:
-            # To ask for what is not there costs as much as to read it.
-            if self._drained:
-                self._wait(self._readable)
-            data: bytes = self._retry(self._ssl.recv, size)
+            data: bytes = self._retry(self._ssl.recv, min(size, RECORD_BYTES))
         except SSL.ZeroReturnError:
             return b""
-        # A record is returned whole where there is room, and OpenSSL reads no further than that.
-        self._drained = len(data) < size
         return data
 
     def send(self, data: bytes | memoryview) -> int:
