@@ -14,9 +14,13 @@ class Poller:
     """Calls each of its looks every ``POLL_S`` seconds; its greenlet lives while there are any.
 
     A look must not wait, and not raise.
+
+    Args:
+        tidy: called after each round of looks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tidy: Callable[[], None]) -> None:
+        self._tidy = tidy
         self._looks: dict[Callable[[], None], None] = {}
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
@@ -43,3 +47,4 @@ class Poller:
                 if look in self._looks:
                     look()
                 pace.step()
+            self._tidy()

@@ -80,3 +80,7 @@ class SharedReads:
         if len(self._reads) > self._size:
             self._reads.popitem(last=False)
         return shared
+
+    def clear(self) -> None:
+        """Keep none of them: those who were to come have come, or will read for themselves."""
+        self._reads.clear()

@@ -124,7 +124,7 @@ class Subscriptions:
         self._clock = clock
         self._latencies = latencies
         self._shared = SharedReads()
-        self._poller = Poller()
+        self._poller = Poller(self._shared.clear)
         self._by_name: dict[tuple[str, str], list[Subscription]] = {}
 
     def all(self) -> list[Subscription]:

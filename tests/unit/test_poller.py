@@ -17,7 +17,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_looks_for_all_and_again() -> None:
     """Each look is called until it is discarded; the greenlet ends with the last."""
-    made = Poller()
+    made = Poller(lambda: None)
     counts = [0, 0]
     often_enough = Event()
 
@@ -51,7 +51,8 @@ def test_it_looks_for_all_and_again() -> None:
 
 def test_one_that_is_discarded_by_another() -> None:
     """It is not called any more in the same round."""
-    made = Poller()
+    tidied: list[None] = []
+    made = Poller(lambda: tidied.append(None))
     called = Event()
     later = Event()
 
@@ -62,6 +63,7 @@ def test_one_that_is_discarded_by_another() -> None:
     made.add(first)
     made.add(later.set)
     assert called.wait(10)
-    gevent.sleep(0.005)
+    while len(tidied) < 2:
+        gevent.sleep(0.001)
     assert not later.is_set()
     made.discard(first)

@@ -79,3 +79,5 @@ def test_only_the_latest_are_kept() -> None:
     found = reads.find("here", 4)
     assert found is not None
     assert found.lines == [b"x"]
+    reads.clear()
+    assert reads.find("here", 4) is None
