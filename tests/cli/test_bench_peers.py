@@ -107,6 +107,13 @@ def test_over_tls(tmp_path: Path) -> None:
     assert titles(printed["measures"][0]) == ["keyop", "NATS JetStream"]
 
 
+def test_ephemeral_clients(tmp_path: Path) -> None:
+    """keyop's clients that keep no log are a contender of their own."""
+    printed = measured(tmp_path, "mtls-one,mtls-latency", "keyop-ephemeral")
+    for measure in printed["measures"]:
+        assert titles(measure) == ["keyop, ephemeral clients"]
+
+
 def test_queues_of_one_host(tmp_path: Path) -> None:
     """persist-queue has no batches, the others do all."""
     needs("persist-queue", "litequeue", "diskcache")
@@ -164,7 +171,10 @@ def test_the_table() -> None:
     ("options", "said"),
     [
         (["--only", "speed"], "no measure 'speed'; there are publish, batch"),
-        (["--contenders", "kafka"], "no contender 'kafka'; there are keyop, sqlite"),
+        (
+            ["--contenders", "kafka"],
+            "no contender 'kafka'; there are keyop, keyop-ephemeral, sqlite",
+        ),
         (["--federation"], "only one of --federation, --peers and --scaling"),
     ],
 )
