@@ -90,7 +90,7 @@ class FederationBench:
         """Yield each figure's name and what measures it."""
         yield "to-hub", self.to_hub
         yield "from-hub", lambda: self.from_hub(1, 0.5)
-        yield "from-hub-10", lambda: self.from_hub(10, 0.8)
+        yield "from-hub-10", lambda: self.from_hub(10, 1.0)
         yield "round", self.latency
         yield "idle", self.idle
         yield "silent", self.silent
@@ -172,7 +172,7 @@ class FederationBench:
                 begun = client.hear()["begun"]
                 return count / float(hub.hear()["ended"] - begun)
 
-        return self._rates("client → hub", 0.5, measure, count)
+        return self._rates("client → hub", 0.7, measure, count)
 
     def from_hub(self, clients: int, goal: float) -> Figure:
         """Published on the hub while it sends, until every client has all of it in its log."""
@@ -235,7 +235,7 @@ class FederationBench:
             "TLS round trip",
             limit,
             mine / limit,
-            3,
+            2,
             False,
         )
 

@@ -100,7 +100,7 @@ class Bench:
             publish()
             lines = self._lines(messenger, "readings", len(payloads))
             return rate_figure(
-                "publish, one greenlet", "bare os.write", 0.18, self._rounds,
+                "publish, one greenlet", "bare os.write", 0.22, self._rounds,
                 publish, lambda: self._bare_writes(lines),
             )  # fmt: skip
 
@@ -130,7 +130,7 @@ class Bench:
             publish()
             lines = self._lines(messenger, "readings", count)
             return rate_figure(
-                "publish_batch of 64", "bare os.write", 0.45, self._rounds,
+                "publish_batch of 64", "bare os.write", 0.5, self._rounds,
                 publish, lambda: self._bare_writes(lines),
             )  # fmt: skip
 
@@ -155,7 +155,7 @@ class Bench:
             publish()
             lines = self._lines(messenger, "readings", alone)
             return rate_figure(
-                "64 greenlets, always", "write + fdatasync", 10, self._rounds,
+                "64 greenlets, always", "write + fdatasync", 15, self._rounds,
                 publish, lambda: self._bare_writes(lines, sync=True),
             )  # fmt: skip
 
@@ -190,7 +190,7 @@ class Bench:
                 return count / (time.perf_counter() - begun)
 
             return rate_figure(
-                "backlog, position saved each", "orjson.loads", 0.2, self._rounds, deliver, parse
+                "backlog, position saved each", "orjson.loads", 0.3, self._rounds, deliver, parse
             )
 
     def _deliver_all(self, messenger: Messenger, count: int) -> float:
@@ -245,7 +245,7 @@ class Bench:
         ratios = [a / b for a, b in zip(mine, limits, strict=True)]
         return Figure(
             "publish to handler, p50", "µs", statistics.median(mine), "Event ping-pong",
-            statistics.median(limits), statistics.median(ratios), 6, False, ratios,
+            statistics.median(limits), statistics.median(ratios), 4, False, ratios,
         )  # fmt: skip
 
     def memory(self) -> Figure:
