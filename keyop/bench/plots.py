@@ -39,8 +39,8 @@ def draw_measure(measure: Mapping[str, Any], path: str) -> None:
 
     Args:
         measure: ``measure``, ``title``, ``unit``, ``more_is_better``, ``durability`` and
-            ``results``: each with ``name``, ``version``, ``median``, ``rounds``, and perhaps
-            ``p99`` and ``note``.
+            ``results``: each with ``name``, ``median``, ``rounds``, and perhaps ``p99`` and
+            ``note``.
         path: the file; its suffix, ``.svg`` or ``.png``, says what it becomes.
     """
     # The worst first: the lowest bar is drawn first.
@@ -75,7 +75,13 @@ def draw_measure(measure: Mapping[str, Any], path: str) -> None:
         under.append(f"kept: {measure['durability']}")
     if any(each.get("p99") for each in results):
         under.append("diamonds: 99th percentile")
-    _finish(figure, axes, measure["title"], "; ".join(under), path)
+    # From the left of the figure: beside long names, the axes leave no room for them.
+    axes.locator_params(axis="x", nbins=5)
+    figure.suptitle(measure["title"], x=0.01, ha="left", fontweight="bold", color=_TEXT)
+    figure.supxlabel(
+        textwrap.fill("; ".join(under), _LINE_CHARACTERS), x=0.01, ha="left", fontsize="medium"
+    )
+    _save(figure, path)
 
 
 def draw_curve(curve: Mapping[str, Any], path: str) -> None:
@@ -118,7 +124,10 @@ def draw_curve(curve: Mapping[str, Any], path: str) -> None:
     name = curve["x_name"][:1].upper() + curve["x_name"][1:]
     axes.set_ylabel(curve["unit"])
     axes.legend(frameon=False)
-    _finish(figure, axes, curve["title"], f"{name}{unit}. {curve['note']}", path)
+    axes.set_title(curve["title"], loc="left", fontweight="bold", color=_TEXT)
+    under = f"{name}{unit}. {curve['note']}"
+    axes.set_xlabel(textwrap.fill(under, _LINE_CHARACTERS), loc="left")
+    _save(figure, path)
 
 
 def _axes(height_in: float) -> tuple[Any, Any]:
@@ -135,21 +144,18 @@ def _axes(height_in: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finish(figure: Any, axes: Any, title: str, under: str, path: str) -> None:
+def _save(figure: Any, path: str) -> None:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        axes.set_title(title, loc="left", fontweight="bold", color=_TEXT)
-        axes.set_xlabel(textwrap.fill(under, _LINE_CHARACTERS), loc="left")
         kind = path.rsplit(".", 1)[-1]
         # The date would make another file of the same figures.
         figure.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _label(result: Mapping[str, Any]) -> str:
-    version = f" {result['version']}" if result.get("version") else ""
     note = textwrap.wrap(result.get("note") or "", _NOTE_CHARACTERS)
-    return "\n".join([f"{result['name']}{version}", *note])
+    return "\n".join([result["name"], *note])
 
 
 def _number(value: float) -> str:
