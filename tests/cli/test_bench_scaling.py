@@ -177,8 +177,8 @@ def test_bars(tmp_path: Path, fonts: None, more_is_better: bool) -> None:
         draw_measure(measure(more_is_better), str(path))
     drawn = texts(paths[0])
     for text in (
-        "keyop 2.0",
-        "slow <&> 1.0",
+        "keyop",
+        "slow <&>",
         "third",
         "in memory only",
         "90 (p99 180)",
