@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 from keyop.storage.cursor import Lines
+from keyop.storage.recent import RecentReads
 
 # So many reads are kept for those who come a little later, 128 KiB each at most, and about three
 # times that once they are parsed.
@@ -63,24 +63,29 @@ def _is_flat(payload: Any) -> bool:
     return type(payload) in _SCALARS
 
 
-class SharedReads:
-    """The reads of all channels that were made last."""
+class SharedReads(RecentReads[SharedLines]):
+    """The reads of all channels that were made last, and whose they are."""
 
     def __init__(self, size: int = SIZE) -> None:
-        self._size = size
-        self._reads: OrderedDict[tuple[str, int], SharedLines] = OrderedDict()
+        super().__init__(size)
+        # Of each channel, those who would read the same: to share with nobody costs for nothing.
+        self._sharers: dict[str, set[object]] = {}
 
-    def find(self, directory: str, position: int) -> SharedLines | None:
-        """Return what was read of a channel at this position, if it is here."""
-        return self._reads.get((directory, position))
+    def join(self, directory: str, sharer: object) -> None:
+        """Somebody begins to read a channel."""
+        self._sharers.setdefault(directory, set()).add(sharer)
+
+    def leave(self, directory: str, sharer: object) -> None:
+        """Somebody reads a channel no more; nothing to do if it did not."""
+        sharers = self._sharers.get(directory, set())
+        sharers.discard(sharer)
+        if not sharers:
+            self._sharers.pop(directory, None)
+
+    def are_many(self, directory: str) -> bool:
+        """Tell whether more than one reads the channel."""
+        return len(self._sharers.get(directory, ())) > 1
 
     def add(self, directory: str, found: Lines) -> SharedLines:
         """Keep what was just read."""
-        shared = self._reads[directory, found.start] = SharedLines(found)
-        if len(self._reads) > self._size:
-            self._reads.popitem(last=False)
-        return shared
-
-    def clear(self) -> None:
-        """Keep none of them: those who were to come have come, or will read for themselves."""
-        self._reads.clear()
+        return self.keep(directory, found.start, SharedLines(found))

@@ -222,6 +222,7 @@ class Subscription:
                 return
             self._log.readers.events.add(self._woken)
             self._poller.add(self._look)
+            self._shared.join(self._log.directory, self)
             while not self._stopping.is_set():
                 try:
                     self._store.watcher.watch(self._log.directory, self._log.readers)
@@ -303,7 +304,7 @@ class Subscription:
         """Return what comes next, as the cursor does; where many read, once for all of them."""
         cursor, look_around = self._cursor, self._look_around
         self._look_around = False
-        if len(self._log.readers.events) < 2:
+        if not self._shared.are_many(cursor.directory):
             return cursor.read(look_around)
         shared = self._shared.find(cursor.directory, cursor.position)
         if shared is not None and cursor.skip_to(shared.start, shared.end):
@@ -484,6 +485,7 @@ class Subscription:
     def _release(self) -> None:
         """Give back everything that the subscription holds."""
         self._poller.discard(self._look)
+        self._shared.leave(self._log.directory, self)
         self._log.readers.events.discard(self._woken)
         if not self._log.readers.events:
             self._store.watcher.unwatch(self._log.readers)

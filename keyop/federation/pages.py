@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from keyop.decode import decode, strip_checksum
 from keyop.errors import CorruptRecordError
 from keyop.storage.cursor import Lines
+from keyop.storage.recent import RecentReads
 from keyop.wire.frames import LENGTH_BYTES, MAX_BATCH_RECORDS, encode_batch
 
 # So many pages are kept for the peers that come behind, some 400 KiB each.
@@ -92,26 +92,14 @@ def _all_sound(lines: list[bytes]) -> bool:
     return True
 
 
-class Pages:
+class Pages(RecentReads[Page]):
     """The pages that were read last, of all channels."""
 
     def __init__(self, size: int = SIZE) -> None:
-        self._size = size
-        self._pages: OrderedDict[tuple[str, int], Page] = OrderedDict()
-
-    def find(self, directory: str, position: int) -> Page | None:
-        """Return the page of a channel that begins at this position, if it is here."""
-        return self._pages.get((directory, position))
+        super().__init__(size)
 
     def add(self, directory: str, found: Lines) -> Page | None:
         """Return the page of lines that were just read; None if they are too few for one."""
         if len(found.lines) < _LEAST_LINES:
             return None
-        page = self._pages[directory, found.start] = Page(found)
-        if len(self._pages) > self._size:
-            self._pages.popitem(last=False)
-        return page
-
-    def clear(self) -> None:
-        """Keep none of them: those who were to come have come, or will read for themselves."""
-        self._pages.clear()
+        return self.keep(directory, found.start, Page(found))

@@ -65,6 +65,7 @@ ORDER = [
     "storage.active",
     "storage.log",
     "storage.cursor",
+    "storage.recent",
     "storage.warm",
     "storage.position",
     "storage.retention",

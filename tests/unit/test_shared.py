@@ -79,5 +79,17 @@ def test_only_the_latest_are_kept() -> None:
     found = reads.find("here", 4)
     assert found is not None
     assert found.lines == [b"x"]
+    assert not reads.are_many("here")
+    for _ in range(2):
+        reads.join("here", "one")
+        assert not reads.are_many("here")
+    reads.join("here", "two")
+    assert reads.are_many("here")
+    assert not reads.are_many("there")
+    for _ in range(2):
+        reads.leave("here", "two")
+        assert not reads.are_many("here")
+    reads.leave("here", "one")
+    reads.leave("there", "one")
     reads.clear()
     assert reads.find("here", 4) is None
