@@ -12,6 +12,8 @@ from keyop.storage.recent import RecentReads
 # So many reads are kept for those who come a little later, 128 KiB each at most, and about three
 # times that once they are parsed.
 SIZE = 16
+# To keep what was parsed costs more than to parse it once, and less than three times.
+_LEAST_SHARERS = 4
 _SCALARS = frozenset([str, int, float, bool, type(None)])
 
 
@@ -21,17 +23,22 @@ class SharedLines:
     Each subscriber gets records of its own: a handler may change what it is given.
     """
 
-    __slots__ = ("_records", "end", "lines", "start")
+    __slots__ = ("_records", "_wanted", "end", "lines", "start")
 
     def __init__(self, found: Lines) -> None:
         self.start = found.start
         self.lines = found.lines
         self.end = found.start + sum(map(len, found.lines)) + len(found.lines)
+        # Whether they were read already, so that others are likely to come.
+        self._wanted = False
         # By line. None where a copy would cost more than parsing again does.
         self._records: dict[bytes, dict[str, Any] | None] = {}
 
     def reader(self, read: Callable[[bytes], dict[str, Any]]) -> Callable[[bytes], dict[str, Any]]:
-        """Return what does as ``read`` does for these lines, faster after the first time."""
+        """Return what does as ``read`` does for these lines, faster from the third reader on."""
+        if not self._wanted:
+            self._wanted = True
+            return read
         records = self._records
 
         def read_shared(line: bytes) -> dict[str, Any]:
@@ -83,8 +90,8 @@ class SharedReads(RecentReads[SharedLines]):
             self._sharers.pop(directory, None)
 
     def are_many(self, directory: str) -> bool:
-        """Tell whether more than one reads the channel."""
-        return len(self._sharers.get(directory, ())) > 1
+        """Tell whether so many read the channel that to share pays."""
+        return len(self._sharers.get(directory, ())) >= _LEAST_SHARERS
 
     def add(self, directory: str, found: Lines) -> SharedLines:
         """Keep what was just read."""

@@ -34,6 +34,7 @@ def test_each_gets_its_own(payload: Any) -> None:
     """Everybody reads the same; what one changes, the others do not see."""
     line = line_of(payload)
     shared = SharedLines(Lines(0, [line]))
+    assert shared.reader(len) is len  # the first one keeps nothing
     read = shared.reader(EnvelopeReader().read)
     expected = EnvelopeReader().read(line)
     for _ in range(3):
@@ -58,6 +59,7 @@ def _changed(payload: Any) -> Any:
 def test_what_is_no_record() -> None:
     """It is refused to everybody, as it would be to one."""
     shared = SharedLines(Lines(0, [b"{}"]))
+    shared.reader(EnvelopeReader().read)
     read = shared.reader(EnvelopeReader().read)
     for _ in range(2):
         with pytest.raises(CorruptRecordError, match="payload"):
@@ -84,12 +86,16 @@ def test_only_the_latest_are_kept() -> None:
         reads.join("here", "one")
         assert not reads.are_many("here")
     reads.join("here", "two")
+    reads.join("here", "three")
+    assert not reads.are_many("here")
+    reads.join("here", "four")
     assert reads.are_many("here")
     assert not reads.are_many("there")
     for _ in range(2):
         reads.leave("here", "two")
         assert not reads.are_many("here")
-    reads.leave("here", "one")
+    for each in ("one", "three", "four"):
+        reads.leave("here", each)
     reads.leave("there", "one")
     reads.clear()
     assert reads.find("here", 4) is None
