@@ -8,6 +8,7 @@ from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
 from keyop.offload import Job, Offload
 from keyop.storage.recovery import Opened
+from keyop.storage.syncing import sync_together
 from keyop.wakeup import Gate
 
 
@@ -86,15 +87,19 @@ class ActiveSegment:
 
         The outcome reaches the round and ``on_sync_failed`` also when the caller is killed.
         """
+        job = sync_together((self,), offload)
+        assert job is not None
+        return job
+
+    def hold_for_sync(self) -> Callable[[], None]:
+        """Keep the descriptor for a sync that waits for a thread; return what it has to do."""
         self._waiting_syncs += 1
-        try:
-            job = offload.submit(self.fdatasync)
-        except BaseException:
-            self._waiting_syncs -= 1
-            self._close_if_done()
-            raise
+        return self.fdatasync
+
+    def give_up_sync(self) -> None:
+        """Whoever waited for a thread was killed."""
         self._waiting_syncs -= 1
-        return self.cover(job)
+        self._close_if_done()
 
     def fdatasync(self) -> None:
         """Bring what was written, and the directory entry, to the disk; blocks the thread.
@@ -117,26 +122,33 @@ class ActiveSegment:
         the round had written before the job began. An error of another kind than
         ``SyncFailedError`` came after the sync.
         """
+        self._waiting_syncs += 1
+        finished = self.begin_sync()
+        job.then(lambda job: finished(job.error))
+        return job
+
+    def begin_sync(self) -> Callable[[Exception | None], None]:
+        """Count a sync that was held for as begun; return who is to be told of its end."""
+        self._waiting_syncs -= 1
         covered = self.take_round()
         if covered is not None:
             self._covered.append(covered)
         self.dirty = False
         self._syncs += 1
 
-        def finished(job: Job) -> None:
+        def finished(error: Exception | None) -> None:
             self._syncs -= 1
             if covered is not None:
                 self._covered.remove(covered)
-            if isinstance(job.error, SyncFailedError):
-                self._on_sync_failed(job.error, covered)
+            if isinstance(error, SyncFailedError):
+                self._on_sync_failed(error, covered)
             elif covered is not None:
                 covered.finish(None)
             if self._round is not None:
                 self._on_synced()
             self._close_if_done()
 
-        job.then(finished)
-        return job
+        return finished
 
     def release(self) -> None:
         """Close the descriptor, or have it closed when the last sync returns."""

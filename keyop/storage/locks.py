@@ -6,6 +6,7 @@ several processes do. Lock files are never unlinked: two processes would hold tw
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -215,10 +216,13 @@ class ChannelLock:
         """Let :attr:`hint` show the hint without a system call, once it was written.
 
         Raises:
-            OSError, ValueError: it cannot be mapped.
+            OSError: it cannot be mapped, or was cut off by somebody.
         """
-        if not self.hint:
-            self.hint = mmap.mmap(self.fd, HINT_BYTES, access=mmap.ACCESS_READ)
+        if not self.hint and self.fd >= 0:
+            try:
+                self.hint = mmap.mmap(self.fd, HINT_BYTES, access=mmap.ACCESS_READ)
+            except ValueError as error:
+                raise OSError(errno.EIO, f"has less than {HINT_BYTES} bytes", self.path) from error
 
     def write_hint(self, start: int) -> None:
         """Tell every process which segment is active.

@@ -25,7 +25,13 @@ from keyop.offload import Job, Offload
 from keyop.storage.active import ActiveSegment, Round, SyncFailedError
 from keyop.storage.locks import HINT_BYTES, LOCK_RELEASE, LOCK_TRY, ChannelLock, LockTimeoutError
 from keyop.storage.readers import Readers
-from keyop.storage.recovery import Opened, open_segment, recover, start_after_failure
+from keyop.storage.recovery import (
+    Opened,
+    open_clean,
+    open_segment,
+    recover,
+    start_after_failure,
+)
 from keyop.storage.segment import segment_path
 from keyop.wakeup import Wakeup
 
@@ -156,14 +162,17 @@ class Log:
             return True
 
     @property
-    def needs_sync(self) -> bool:
-        """Whether bytes were written that no sync under way covers."""
-        return self._segment is not None and self._segment.dirty
+    def unsynced(self) -> ActiveSegment | None:
+        """The segment, if bytes were written to it that no sync under way covers."""
+        segment = self._segment
+        if segment is None or not segment.dirty or self._failure is not None:
+            return None
+        return segment
 
     def has_grown(self) -> bool:
         """Tell whether the log may have grown since this was asked last, by whichever process."""
         segment, lock = self._segment, self._lock
-        if segment is None:
+        if segment is None or not lock.hint:
             return True
         try:
             seen = (lock.hint[:HINT_BYTES], self._lseek(segment.fd, 0, _SEEK_END))
@@ -187,6 +196,10 @@ class Log:
                 self._finish(self._start_recovery(), deadline, 0)
             else:
                 self._lock.release()
+        try:
+            self._lock.map_hint()
+        except OSError as error:
+            raise self._refused(error, "opened") from error
 
     def run_locked(
         self,
@@ -320,6 +333,7 @@ class Log:
         if done and self._always and self._segment is not None:
             rounds.append(self._segment.join_round())
         end, waited = 0, False
+        known = self._segment is not None
         while True:
             if done and self.readers.events:
                 self.readers.wake()
@@ -337,6 +351,8 @@ class Log:
             assert segment is not None
             error = None
             try:
+                if known:  # not where a channel is opened for one message, as thousands may be
+                    self._lock.map_hint()
                 written = self._write(segment.fd, memoryview(data)[done : done + fits])
             except OSError as reason:
                 written, error = 0, reason
@@ -523,7 +539,6 @@ class Log:
                 if job.error is None and self._closing.writes.is_set():
                     self._fs.close(job.value.fd)
                 elif job.error is None:
-                    self._lock.map_hint()
                     self._segment = ActiveSegment(
                         self._fs,
                         self.directory,
@@ -569,18 +584,22 @@ class Log:
     def _start_recovery(self) -> Job:
         old = self._segment
         self._settle(old)
-
-        def open_log() -> Opened:
-            opened = recover(
-                self._fs,
-                self.directory,
-                self.offsets_directory,
-                self._options.durable,
-                self._durable_start,
-            )
-            return self._announce(opened)
-
-        return self._hand_over(old, self._submit(open_log))
+        args = (
+            self._fs,
+            self.directory,
+            self.offsets_directory,
+            self._options.durable,
+            self._durable_start,
+        )
+        job = Job()
+        try:
+            if (opened := open_clean(*args)) is not None:
+                job.value = self._announce(opened)
+        except Exception as error:  # raised to whoever waits for the job, as a thread's would be
+            job.error = error
+        if job.value is None and job.error is None:
+            job = self._submit(lambda: self._announce(recover(*args)))
+        return self._hand_over(old, job)
 
     def _start_following(self, hint: bytes) -> Job:
         """Go over to the segment that another process has begun."""
@@ -631,13 +650,6 @@ class Log:
         return StorageError(f"channel {self.channel} cannot be {what}: {path}: {error.strerror}")
 
     # -- syncing
-
-    def sync(self) -> Job | None:
-        """Start bringing what was written to the disk; None if there is nothing to do."""
-        segment = self._segment
-        if segment is None or not segment.dirty or self._failure is not None:
-            return None
-        return segment.sync(self._files)
 
     def _lead(self) -> None:
         """Sync for those who wait: one fdatasync for all that have come during the last one.
@@ -754,8 +766,9 @@ class Log:
         A sync or a lock that hangs keeps its own descriptor until it returns. The log may be
         used again, which opens it.
         """
-        gevent.killall(list(self._greenlets.values()), block=False)
-        self._greenlets.clear()
+        if self._greenlets:
+            gevent.killall(list(self._greenlets.values()), block=False)
+            self._greenlets.clear()
         segment, self._segment = self._segment, None
         if segment is not None:
             self._durable_start = segment.start if segment.entry_is_durable else -1

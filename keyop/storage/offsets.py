@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from keyop.errors import OffsetError
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FileSystem
 from keyop.offload import Job, Offload
 from keyop.storage.segment import OFFSET_DIGITS
+from keyop.storage.syncing import sync_together
 
 logger = logging.getLogger(__name__)
 
@@ -162,23 +164,29 @@ class OffsetFile:
 
         If that fails, which position is on the disk is unknown; an older one is possible.
         """
+        return sync_together((self,), offload)
+
+    def hold_for_sync(self) -> Callable[[], None] | None:
+        """Keep the descriptor for a sync; return what it has to do, None if that is nothing."""
         if self._fd < 0 or not self.dirty or self._syncing:
             return None
         self.dirty = False
         self._syncing = True
-        try:
-            job = offload.submit(self._fs.fdatasync, self._fd)
-        except BaseException:  # killed while every thread was busy
-            self.dirty = True
-            self._end_sync()
-            raise
-        job.then(self._report)
-        return job
+        return partial(self._fs.fdatasync, self._fd)
 
-    def _report(self, job: Job) -> None:
+    def give_up_sync(self) -> None:
+        """Whoever waited for a thread was killed."""
+        self.dirty = True
         self._end_sync()
-        if job.error is not None:
-            logger.error("%s may be older on the disk than in memory: %s", self.path, job.error)
+
+    def begin_sync(self) -> Callable[[Exception | None], None]:
+        """Return who is to be told of the sync's end."""
+        return self._synced
+
+    def _synced(self, error: Exception | None) -> None:
+        self._end_sync()
+        if error is not None:
+            logger.error("%s may be older on the disk than in memory: %s", self.path, error)
 
     def close(self) -> None:
         """Close the file, or have it closed when a sync returns. What was saved survives."""
@@ -204,13 +212,18 @@ class OffsetFile:
             os.close(fd)
 
 
-def read_all(fs: FileSystem, directory: str) -> Iterator[tuple[str, int | OffsetError]]:
+def read_all(
+    fs: FileSystem, directory: str, ids: Iterable[str] | None = None
+) -> Iterator[tuple[str, int | OffsetError]]:
     """Yield each id with its position, or with what is wrong with its file.
+
+    Args:
+        ids: those to read; all that have a position where there are none given.
 
     Raises:
         OSError: the directory or a file cannot be read.
     """
-    for subscriber_id in list_ids(fs, directory):
+    for subscriber_id in list_ids(fs, directory) if ids is None else ids:
         try:
             offset = read_offset(fs, offset_path(directory, subscriber_id))
         except OffsetError as error:

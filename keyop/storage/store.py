@@ -6,7 +6,7 @@ import logging
 import resource
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -20,11 +20,13 @@ from keyop.fs import FileSystem
 from keyop.names import check_channel
 from keyop.offload import Offload
 from keyop.pace import Pace
+from keyop.storage.active import ActiveSegment
 from keyop.storage.locks import ChannelLock, FileLock
 from keyop.storage.log import LOCK_NAME, Closing, Log, LogOptions, LogThreads
 from keyop.storage.offsets import OffsetFile
 from keyop.storage.retention import Plan, RetentionOptions, sweep_channel
 from keyop.storage.segment import list_starts
+from keyop.storage.syncing import Unsynced, handfuls, sync_all, sync_together
 from keyop.storage.watch import Watcher
 
 logger = logging.getLogger(__name__)
@@ -188,11 +190,10 @@ class Store:
                 if log.end != end:
                     open_logs[log] = log.end
                     continue
-                if log.needs_sync and self.options.log.durable:
-                    together = [log, *islice(open_logs, _SYNCED_TOGETHER)]
-                    first, *_ = [each.sync() for each in together]
-                    if first is not None:
-                        first.wait()
+                if log.unsynced is not None and self.options.log.durable:
+                    together = _unsynced((log, *islice(open_logs, _SYNCED_TOGETHER)))
+                    if (job := sync_together(together, self.threads.files)) is not None:
+                        job.wait()
                 if not log.idle:
                     open_logs[log] = end
                     continue
@@ -238,8 +239,8 @@ class Store:
     def _settle(self, deadline: float) -> None:
         """Wait for syncs under way and, where a policy asks for syncs, do the last ones."""
         if self.options.log.durable:
-            jobs = [log.sync() for log in self._logs.values()]
-            jobs += [position.sync(self.threads.files) for position in self.positions]
+            files: list[Unsynced] = [*_unsynced(self._logs.values()), *self.positions]
+            jobs = [sync_together(some, self.threads.files) for some in handfuls(files)]
             for job in jobs:
                 if job is not None:
                     job.wait(max(0.0, deadline - time.monotonic()))
@@ -258,11 +259,11 @@ class Store:
         """Under ``periodic``: bring what was written since the last tick to the disk."""
         while True:
             self._clock.sleep(self.options.sync_interval_s)
-            for log in list(self._unsynced_logs):
-                self._unsynced_logs.discard(log)
-                log.sync()
-            for position in list(self.unsynced_positions):
-                position.sync(self.threads.files)
+            logs, positions = list(self._unsynced_logs), list(self.unsynced_positions)
+            self._unsynced_logs.clear()
+            sync_all(_unsynced(logs), self.threads.files)
+            sync_all(positions, self.threads.files)
+            for position in positions:
                 if not position.dirty or position not in self.positions:
                     self.unsynced_positions.discard(position)
 
@@ -341,6 +342,11 @@ class Store:
             raise job.error
         decided: Plan = job.value
         return decided
+
+
+def _unsynced(logs: Iterable[Log]) -> Iterator[ActiveSegment]:
+    """Yield the segments that have something to sync, as late as each is asked for."""
+    return (segment for log in logs if (segment := log.unsynced) is not None)
 
 
 def _is_channel(name: str) -> bool:

@@ -57,6 +57,7 @@ ORDER = [
     "transport.accept",
     "storage",
     "storage.segment",
+    "storage.syncing",
     "storage.offsets",
     "storage.locks",
     "storage.standby",

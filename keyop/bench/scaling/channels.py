@@ -15,6 +15,7 @@ from keyop.bench.scaling.work import count, messenger_at, records
 from keyop.envelope import EnvelopeWriter, Message
 from keyop.fs import FileSystem
 from keyop.messenger import Messenger
+from keyop.storage.log import LOCK_NAME
 from keyop.storage.offsets import offset_path, write_offset
 from keyop.storage.segment import segment_path
 
@@ -100,6 +101,8 @@ def prepare(directory: str, x: int, scale: float) -> None:
             (line,) = records(writer, channel, 1)
             with open(segment_path(place, 0), "wb") as file:
                 file.write(line)
+            with open(f"{place}/{LOCK_NAME}", "wb") as file:
+                file.write(b"%020d" % 0)
             if measure == "subscribed":
                 place = f"{directory}/{measure}/subscribers/{channel}"
                 os.makedirs(place)

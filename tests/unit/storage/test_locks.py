@@ -540,9 +540,14 @@ class TestHint:
         assert lock.hint[:HINT_BYTES] == b"%020d" % 18
 
     def test_nothing_to_map(self, lock: ChannelLock) -> None:
-        """An empty file cannot be mapped."""
-        with pytest.raises((OSError, ValueError)):
+        """A file that is empty, or was cut off, cannot be mapped; a closed one is not."""
+        with pytest.raises(OSError):
             lock.map_hint()
+        os.pwrite(lock.fd, b"0", 0)
+        with pytest.raises(OSError, match="less than 20 bytes"):
+            lock.map_hint()
+        lock.close()
+        lock.map_hint()
         assert lock.hint == b""
 
     def test_closing_unmaps(self, path: Path, offload: Offload) -> None:

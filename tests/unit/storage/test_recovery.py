@@ -16,7 +16,13 @@ from keyop.errors import StorageError
 from keyop.fs import SYSTEM_FS, FileSystem
 from keyop.storage.active import ActiveSegment
 from keyop.storage.locks import FileLock
-from keyop.storage.recovery import clamp_offsets, open_segment, recover, start_after_failure
+from keyop.storage.recovery import (
+    clamp_offsets,
+    open_clean,
+    open_segment,
+    recover,
+    start_after_failure,
+)
 from tests.fakes.faulty import FaultyFs
 from tests.fakes.recording import RecordingFs, crash_states, materialise
 
@@ -115,6 +121,90 @@ def test_table(
     # A second time, nothing is left to mend.
     assert opened(base, durable=durable) == case.active
     assert tree(base / "log") == case.after
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("case", TABLE.values(), ids=TABLE.keys())
+def test_table_in_passing(base: Path, faulty: FaultyFs, case: Corruption, durable: bool) -> None:
+    """Where nothing is to be mended, made or told, it is opened; anything else is left as it is."""
+    for file, content in case.before.items():
+        (base / "log" / file).write_bytes(content)
+    found = open_clean(faulty, str(base / "log"), str(base / "offsets"), durable)
+    assert tree(base / "log") == case.before
+    if found is None:
+        assert case.told or case.before != case.after or not case.active[1]
+    else:
+        assert (found.start, found.size) == case.active
+        assert case.before == case.after
+        assert not case.told
+        assert found == recover(faulty, str(base / "log"), str(base / "offsets"), durable)._replace(
+            fd=found.fd
+        )
+        for fd in list(faulty.open_paths):
+            faulty.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("positions", "is_opened"),
+    [
+        ({}, True),
+        ({"s": b"%020d\n" % 3}, True),
+        ({"s": b"%020d\n" % 4}, False),
+        ({"s": b""}, False),
+        ({f"s{number}": b"%020d\n" % 0 for number in range(8)}, True),
+        ({f"s{number}": b"%020d\n" % 0 for number in range(9)}, False),
+    ],
+)
+def test_positions_in_passing(
+    base: Path, faulty: FaultyFs, positions: dict[str, bytes], is_opened: bool
+) -> None:
+    """Those that are past the end, unreadable or many are work for a thread."""
+    (base / "log" / A).write_bytes(b"ab\n")
+    for subscriber_id, content in positions.items():
+        (base / "offsets" / f"{subscriber_id}.offset").write_bytes(content)
+    found = open_clean(faulty, str(base / "log"), str(base / "offsets"), True)
+    assert (found is not None) == is_opened
+    if found is not None:
+        assert not found.entry_is_durable
+        faulty.close(found.fd)
+    assert len(tree(base / "offsets")) == len(positions)
+
+
+def test_many_segments_are_not_opened_in_passing(base: Path, faulty: FaultyFs) -> None:
+    """Their sizes have to be asked for, each."""
+    for number in range(9):
+        (base / "log" / name(3 * number)).write_bytes(b"ab\n")
+    args = (faulty, str(base / "log"), str(base / "offsets"), True)
+    assert open_clean(*args) is None
+    assert faulty.calls["stat"] == 0
+    (base / "log" / A).unlink()
+    found = open_clean(*args)
+    assert found is not None
+    assert (found.start, found.size) == (24, 3)
+    faulty.close(found.fd)
+
+
+def test_an_overlap_refuses_in_passing(base: Path, faulty: FaultyFs) -> None:
+    """As a thread would."""
+    (base / "log" / A).write_bytes(b"ab\ncd\nef\n")
+    (base / "log" / B).write_bytes(b"gh\n")
+    with pytest.raises(StorageError, match=A):
+        open_clean(faulty, str(base / "log"), str(base / "offsets"), True)
+
+
+@pytest.mark.parametrize(
+    ("operation", "where"),
+    [("listdir", "log"), ("listdir", "offsets"), ("open", A), ("lseek", A), ("pread", A)],
+)
+def test_a_failure_in_passing_is_raised(
+    base: Path, faulty: FaultyFs, operation: str, where: str
+) -> None:
+    """Nothing stays open."""
+    (base / "log" / A).write_bytes(b"ab\n")
+    (base / "offsets" / "s.offset").write_bytes(b"%020d\n" % 3)
+    faulty.fail(operation, errno.EIO, path_contains=where)
+    with pytest.raises(OSError):
+        open_clean(faulty, str(base / "log"), str(base / "offsets"), True)
 
 
 def test_an_overlap_refuses(base: Path, faulty: FaultyFs) -> None:
