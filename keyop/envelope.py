@@ -16,7 +16,7 @@ import orjson
 from keyop.clock import SYSTEM_CLOCK, Clock
 from keyop.errors import CorruptRecordError, PayloadError
 from keyop.ids import new_ids
-from keyop.timestamps import format_ns, parse, whole_second
+from keyop.timestamps import format_ns, parse_shared, whole_second
 
 if TYPE_CHECKING:
     # A plain ``Message`` is one of anything. Only checkers, which bring it, need the extension.
@@ -74,7 +74,7 @@ class _LazyTimestamp:
         if message is None:
             return self
         fields = message.__dict__
-        moment = fields["timestamp"] = parse(fields["ts"])
+        moment = fields["timestamp"] = parse_shared(fields["ts"])
         return moment
 
 

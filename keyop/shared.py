@@ -77,6 +77,8 @@ class SharedReads(RecentReads[SharedLines]):
         super().__init__(size)
         # Of each channel, those who would read the same: to share with nobody costs for nothing.
         self._sharers: dict[str, set[object]] = {}
+        # Of each channel, where one of them found its end last, and after which wake-up.
+        self._ends: dict[str, tuple[int, int]] = {}
 
     def join(self, directory: str, sharer: object) -> None:
         """Somebody begins to read a channel."""
@@ -88,10 +90,19 @@ class SharedReads(RecentReads[SharedLines]):
         sharers.discard(sharer)
         if not sharers:
             self._sharers.pop(directory, None)
+            self._ends.pop(directory, None)
 
     def are_many(self, directory: str) -> bool:
         """Tell whether so many read the channel that to share pays."""
         return len(self._sharers.get(directory, ())) >= _LEAST_SHARERS
+
+    def is_end(self, directory: str, position: int, wakes: int) -> bool:
+        """Tell whether one has found nothing at this position, and nobody was woken since."""
+        return self._ends.get(directory) == (position, wakes)
+
+    def found_end(self, directory: str, position: int, wakes: int) -> None:
+        """Somebody has found nothing at this position after so many wake-ups."""
+        self._ends[directory] = position, wakes
 
     def add(self, directory: str, found: Lines) -> SharedLines:
         """Keep what was just read."""

@@ -306,10 +306,15 @@ class Subscription:
         self._look_around = False
         if not self._shared.are_many(cursor.directory):
             return cursor.read(look_around)
-        shared = self._shared.find(cursor.directory, cursor.position)
+        position, wakes = cursor.position, self._log.readers.wakes
+        shared = self._shared.find(cursor.directory, position)
         if shared is not None and cursor.skip_to(shared.start, shared.end):
             return shared
+        if not look_around and self._shared.is_end(cursor.directory, position, wakes):
+            return None
         found = cursor.read(look_around)
+        if found is None:
+            self._shared.found_end(cursor.directory, position, wakes)
         return self._shared.add(cursor.directory, found) if isinstance(found, Lines) else found
 
     def _may_go_on(self) -> bool:

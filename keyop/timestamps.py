@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 
 # What v0.11.0 accepts, which is stricter than ISO 8601: upper-case T and Z, no missing parts.
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:[.,](\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
+# In characters: nanoseconds and a time zone. Longer ones are legal, and nobody's.
+_LONGEST_KEPT = 35
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MIN = datetime.min.replace(tzinfo=timezone.utc)
 _MAX = datetime.max.replace(tzinfo=timezone.utc)
@@ -23,6 +26,20 @@ def format_ns(time_ns: int) -> str:
     if fraction == 0:
         return whole_second(seconds) + "Z"
     return f"{whole_second(seconds)}.{fraction:09d}".rstrip("0") + "Z"
+
+
+@lru_cache(maxsize=64)
+def _parse_again(text: str) -> datetime:
+    return parse(text)
+
+
+def parse_shared(text: str) -> datetime:
+    """Return what :func:`parse` does, faster where many ask for the same text one after another.
+
+    Raises:
+        ValueError: the text is not an RFC 3339 timestamp.
+    """
+    return parse(text) if len(text) > _LONGEST_KEPT else _parse_again(text)
 
 
 def parse(text: str) -> datetime:

@@ -20,13 +20,16 @@ class Readers:
         has_foreign_news: whether there may be something that nobody here has woken them for.
     """
 
-    __slots__ = ("events", "has_foreign_news")
+    __slots__ = ("events", "has_foreign_news", "wakes")
 
     def __init__(self, has_foreign_news: Callable[[], bool] = lambda: True) -> None:
         self.events: set[Wakeable] = set()
+        # How often they were woken: what one found to be the end is it until that changes.
+        self.wakes = 0
         self.has_foreign_news = has_foreign_news
 
     def wake(self) -> None:
         """Let every reader look for new records."""
+        self.wakes += 1
         for event in self.events:
             event.set()

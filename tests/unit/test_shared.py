@@ -99,3 +99,21 @@ def test_only_the_latest_are_kept() -> None:
     reads.leave("there", "one")
     reads.clear()
     assert reads.find("here", 4) is None
+
+
+def test_the_end_is_found_once() -> None:
+    """Where one has found nothing, others need not look until somebody is woken."""
+    reads = SharedReads()
+    first, second = object(), object()
+    reads.join("a", first)
+    reads.join("a", second)
+    assert not reads.is_end("a", 10, 3)
+    reads.found_end("a", 10, 3)
+    assert reads.is_end("a", 10, 3)
+    assert not reads.is_end("a", 10, 4)  # woken since
+    assert not reads.is_end("a", 11, 3)
+    assert not reads.is_end("b", 10, 3)
+    reads.leave("a", first)
+    assert reads.is_end("a", 10, 3)
+    reads.leave("a", second)
+    assert not reads.is_end("a", 10, 3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyop.timestamps import format_ns, parse, whole_second
+from keyop.timestamps import format_ns, parse, parse_shared, whole_second
 
 UTC = timezone.utc
 SECOND = 1_000_000_000
@@ -109,6 +109,14 @@ def test_what_is_read(text: str, moment: datetime) -> None:
 )
 def test_what_is_refused(text: str) -> None:
     """What RFC 3339 does not allow is an error whose text is bounded."""
-    with pytest.raises(ValueError) as caught:
-        parse(text)
-    assert len(str(caught.value)) < 200
+    for read in (parse, parse_shared, parse_shared):
+        with pytest.raises(ValueError) as caught:
+            read(text)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("digits", [1, 9, 10, 10_000])
+def test_shared(digits: int) -> None:
+    """However often it is asked for, and however long it is."""
+    text = f"2026-04-15T12:30:45.{'1' * digits}+01:00"
+    assert parse_shared(text) == parse_shared(text) == parse(text)

@@ -105,15 +105,7 @@ def test_unwatched_while_an_event_waits(watcher: Watcher, tmp_path: Path) -> Non
 
 def test_several_events_are_one_wake(watcher: Watcher, tmp_path: Path) -> None:
     """However many changes, the readers are woken once for each look."""
-
-    class Counting(Readers):
-        __slots__ = ("wakes",)
-
-        def wake(self) -> None:
-            self.wakes = getattr(self, "wakes", 0) + 1
-            super().wake()
-
-    readers = Counting()
+    readers = Readers()
     event = reader(readers)
     watcher.watch(str(tmp_path), readers)
     for number in range(50):
