@@ -180,7 +180,7 @@ class EnvelopeReader:
                 and fields["origin"] == self._origin
                 and type(fields["payload_type"]) is type(fields["id"]) is str
                 and "payload" in fields
-                and (len(fields) == count or _has_only_text_beside(fields, count))
+                and (len(fields) == count or _has_only_known_beside(fields, count))
             ):
                 return fields
         except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -192,10 +192,18 @@ class EnvelopeReader:
         return {name: fields[name] for name in _MESSAGE_FIELDS if name in fields}
 
 
-def _has_only_text_beside(fields: dict[str, Any], count: int) -> bool:
-    """Tell whether what is not in every record is known and as it should be."""
+def _has_only_known_beside(fields: dict[str, Any], count: int) -> bool:
+    """Tell whether what is not in every record is known, and nothing that ends as a payload does.
+
+    What came from a peer has a route, a list, which is left out then: no message has it.
+    """
     found = [fields[name] for name in OPTIONAL_TEXT_FIELDS if name in fields]
-    return len(fields) == count + len(found) and all(type(each) is str for each in found)
+    count += len(found)
+    if "route" in fields:
+        if type(fields["route"]) is not list:
+            return False
+        del fields["route"]
+    return len(fields) == count and all(type(each) is str for each in found)
 
 
 def record_id(line: bytes) -> str | None:

@@ -539,6 +539,14 @@ ODD = [
     PLAIN.replace(b'"payload":', b'"correlation_id":"x","service_name":"y","payload":'),
     PLAIN.replace(b'"payload":', b'"service_name":null,"payload":'),
     PLAIN.replace(b'"payload":', b'"x":1,"payload":'),
+    PLAIN.replace(b'"payload":', b'"route":["hub"],"payload":'),
+    PLAIN.replace(b'"payload":', b'"correlation_id":"x","route":["a","b"],"payload":'),
+    PLAIN.replace(b'"payload":', b'"correlation_id":5,"route":["a","b"],"payload":'),
+    PLAIN.replace(b'"payload":', b'"route":[{"payload":1}],"x":1,"payload":'),
+    PLAIN.replace(b'"payload":', b'"route":null,"payload":'),
+    PLAIN.replace(b'{"k":"v"}', b'1,"route":{}'),
+    PLAIN.replace(b'{"k":"v"}', b'1,"route":[{}]'),
+    PLAIN.replace(b',"payload":{"k":"v"}', b',"route":{"payload":1}'),
     PLAIN.replace(b'"payload":', b'"x":[{"a":1,"payload":{}}],"payload":'),
     PLAIN.replace(b'"payload":', b'"x":[' + b'{"a":1,"payload":{}},' * 9 + b'{}],"payload":'),
     PLAIN.replace(b'"payload":', b'"timestamp":"2020","payload":'),
@@ -581,13 +589,15 @@ class TestReader:
 
     def test_other_fields_do_not_become_attributes(self) -> None:
         """What a message does not have is left out, so that nothing of it is covered."""
-        line = PLAIN.replace(b'"payload":', b'"timestamp":"x","__class__":"y","payload":')
-        for each in (line, sealed(line[:-1])):
+        others = b'"timestamp":"x","__class__":"y","payload":', b'"route":["hub"],"payload":'
+        lines = [PLAIN.replace(b'"payload":', each) for each in others]
+        for each in (*lines, *(sealed(line[:-1]) for line in lines)):
             reader = EnvelopeReader()
             for _ in range(2):
                 message = make_message(reader.read(each), "c", 0)
                 assert message.timestamp == TestMessage.MOMENT
                 assert type(message) is Message
+                assert not hasattr(message, "route")
 
     def test_several_seconds_and_origins(self) -> None:
         """Records that alternate are each read right."""
