@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,14 +34,42 @@ _OPEN_WINDOWS = 64
 _LOOK_AROUND_S = 1.0
 
 
-class Window:
-    """The ids seen last in one channel, least recently used first."""
+# Tells whether a log is known to end at an offset.
+IsEnd = Callable[[int], bool]
 
-    def __init__(self, fs: FileSystem, directory: str, size: int, max_line_bytes: int) -> None:
+
+class Held:
+    """How many ids all windows hold."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Window:
+    """The ids seen last in one channel, least recently used first.
+
+    Args:
+        is_end: spares reading the log where it is known to end.
+        held: where its ids are counted.
+    """
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: str,
+        size: int,
+        max_line_bytes: int,
+        is_end: IsEnd = lambda offset: False,
+        held: Held | None = None,
+    ) -> None:
         self._fs = fs
         self._directory = directory
         self._size = size
         self._ids: OrderedDict[str, None] = OrderedDict()
+        self._is_end = is_end
+        self._held = held or Held()
         self._cursor = Cursor(fs, directory, max_line_bytes)
         self._filled = False
         # Lines that were read and are still to be looked at.
@@ -51,10 +79,6 @@ class Window:
         self.pending: dict[str, Event] = {}
         # Written to a log that failed then: whether they are on the disk is not known.
         self._doubtful: set[str] = set()
-
-    def count(self) -> int:
-        """Return how many ids are held."""
-        return len(self._ids)
 
     def refresh(self) -> None:
         """Take in what was appended since the last look, by whichever process.
@@ -161,6 +185,8 @@ class Window:
                 if message_id is not None:
                     self._add(message_id)
                 pace.step()
+            if not look_around and self._is_end(self._cursor.position):
+                return
             found = self._cursor.read(look_around)
             if found is None:
                 return
@@ -172,11 +198,19 @@ class Window:
         """Give the descriptor back."""
         self._cursor.close()
 
+    def leave(self) -> None:
+        """Count no more; whoever uses it just now goes on with what it holds."""
+        self.close()
+        self._held.count -= len(self._ids)
+        self._held = Held()
+
     def _add(self, message_id: str) -> None:
+        before = len(self._ids)
         self._ids[message_id] = None
         self._ids.move_to_end(message_id)
         if len(self._ids) > self._size:
             self._ids.popitem(last=False)
+        self._held.count += len(self._ids) - before
 
 
 class Dedup:
@@ -187,19 +221,27 @@ class Dedup:
         self._size = size
         self._max_line_bytes = max_line_bytes
         self._windows: OrderedDict[str, Window] = OrderedDict()
+        self._held = Held()
 
-    def window(self, directory: str) -> Window:
-        """Return the window of the channel in this directory."""
+    def window(self, directory: str, is_end: IsEnd = lambda offset: False) -> Window:
+        """Return the window of the channel in this directory.
+
+        Args:
+            is_end: whether the log there is known to end at an offset, so that reading it is
+                spared.
+        """
         window = self._windows.get(directory)
         if window is None:
-            window = Window(self._fs, directory, self._size, self._max_line_bytes)
+            window = Window(
+                self._fs, directory, self._size, self._max_line_bytes, is_end, self._held
+            )
             self._windows[directory] = window
         self._windows.move_to_end(directory)
-        while sum(each.count() for each in self._windows.values()) > self._size * _FULL_WINDOWS:
+        while self._held.count > self._size * _FULL_WINDOWS:
             oldest = next(iter(self._windows))
             if oldest == directory or self._windows[oldest].pending:
                 break
-            self._windows.pop(oldest).close()
+            self._windows.pop(oldest).leave()
         if len(self._windows) > _OPEN_WINDOWS:
             list(self._windows.values())[-_OPEN_WINDOWS - 1].close()
         return window

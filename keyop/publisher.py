@@ -184,7 +184,7 @@ class Publisher:
     ) -> None:
         """Append the records whose ids the channel has not seen."""
         log.open(deadline)
-        window = self._dedup.window(log.directory)
+        window = self._dedup.window(log.directory, log.ends_at)
         fresh: list[tuple[str, bytes]] = []
         with ExitStack() as claims:
             for message_id, line in records:

@@ -62,7 +62,7 @@ class Appender:
         """
         deadline = monotonic() + TIMEOUT_S
         self._log.open(deadline)
-        window = self._dedup.window(self._log.directory)
+        window = self._dedup.window(self._log.directory, self._log.ends_at)
         try:
             window.refresh()
         except OSError as error:

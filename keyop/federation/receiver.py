@@ -275,7 +275,7 @@ class _Commit:
     def _window(self, channel: str) -> Window:
         log = self._store.log(channel)
         log.open()
-        window = self._dedup.window(log.directory)
+        window = self._dedup.window(log.directory, log.ends_at)
         window.refresh()
         self._fresh[channel], self._claimed[channel], self._repeated[channel] = [], set(), []
         self._windows[channel] = window

@@ -161,6 +161,15 @@ class Log:
         except OSError:
             return True
 
+    def ends_at(self, offset: int) -> bool:
+        """Tell whether nothing is known to be behind this offset, or may be of other processes."""
+        segment = self._segment
+        return (
+            segment is not None
+            and offset == segment.start + segment.size
+            and not self.has_foreign_news()
+        )
+
     @property
     def unsynced(self) -> ActiveSegment | None:
         """The segment, if bytes were written to it that no sync under way covers."""
