@@ -107,6 +107,13 @@ def test_over_tls(tmp_path: Path) -> None:
     assert titles(printed["measures"][0]) == ["keyop", "NATS JetStream"]
 
 
+def test_a_server_near_the_publisher(tmp_path: Path) -> None:
+    """A leaf node, a bridge, and keyop's own client keep what they hand on."""
+    needs("nats", "mosquitto")
+    printed = measured(tmp_path, "mtls-near", "keyop,redis,nats,mosquitto")
+    assert titles(printed["measures"][0]) == ["keyop", "NATS JetStream", "mosquitto"]
+
+
 def test_ephemeral_clients(tmp_path: Path) -> None:
     """keyop's clients that keep no log are a contender of their own."""
     printed = measured(tmp_path, "mtls-one,mtls-latency", "keyop-ephemeral")

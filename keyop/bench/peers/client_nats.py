@@ -9,10 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 import nats
 import orjson
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    ExternalStream,
+    PubAck,
+    StreamSource,
+)
 
 from keyop.bench.peers.client import Client, Handle, Payload, batches, shares
-from keyop.bench.peers.place import CHANNEL, HOST, Place
+from keyop.bench.peers.place import CHANNEL, HOST, PUBLISHER, Place
 
 _STREAM = "stream"
 # How many messages may be under way: to the server unconfirmed, or from it unacknowledged.
@@ -37,7 +44,13 @@ class NatsClient(Client):
             f"{scheme}://{HOST}:{self.place.port}", tls=tls, allow_reconnect=False
         )
         self._stream = self._nats.jetstream(publish_async_max_pending=_WINDOW)
-        await self._stream.add_stream(name=_STREAM, subjects=[CHANNEL])
+        if self.place.mirrors:
+            near = ExternalStream(api=f"$JS.{PUBLISHER}.API")
+            await self._stream.add_stream(
+                name=_STREAM, mirror=StreamSource(name=_STREAM, external=near)
+            )
+        else:
+            await self._stream.add_stream(name=_STREAM, subjects=[CHANNEL])
 
     def publish(self, payloads: Iterable[Payload]) -> None:
         self._loop.run_until_complete(self._publish(payloads))

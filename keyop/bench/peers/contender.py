@@ -10,17 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from keyop.bench.peers.place import SERVER, Certificate, Place
+from keyop.bench.peers.place import PUBLISHER, SERVER, Certificate, Place
 from keyop.bench.peers.processes import Process, family, free_port
 
 _RATES = ("publish", "batch", "publish-64", "backlog")
 LOCAL = frozenset([*_RATES, "latency", "latency-idle", "memory", "first-message"])
 TLS = frozenset(["mtls-one", "mtls-ten", "mtls-latency"])
+NEAR = "mtls-near"
 
 # Given a place of its own (its port is free), returns what to start; the last one serves there.
 Commands = Callable[[Place], list[list[str]]]
+# Given the place of a server near the publisher, which is to be without TLS, and the far one's.
+NearCommand = Callable[[Place, Place], list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Contender:
         program: its server's, or "" if it is embedded.
         program_version: how to learn its version, where ``--version`` does not tell.
         commands: how the server is started.
+        near: how one is started near the publisher that keeps everything, and hands it on to the
+            server over mutual TLS; None where the client itself does that.
         measures: what it can do.
         polled: whether its readers look for new messages each millisecond.
         notes: what must be known beside a result, by measure; "" for all others.
@@ -49,6 +54,7 @@ class Contender:
     program: str = ""
     program_version: Callable[[], str] | None = None
     commands: Commands | None = None
+    near: NearCommand | None = None
     measures: frozenset[str] = LOCAL
     polled: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +96,8 @@ class Contender:
         if self.commands is None or not (self.program or certificate):
             yield Place(directory, power=power), []
             return
-        place = Place(directory, free_port(), power, SERVER, certificate)
+        links_port = free_port() if self.near is not None else 0
+        place = Place(directory, free_port(), power, SERVER, certificate, links_port)
         with ExitStack() as stack:
             started = []
             for command in self.commands(place):
@@ -100,6 +107,20 @@ class Contender:
                 stack.callback(started[-1].end)
             started[-1].await_port(place.port)
             yield place, [pid for each in started for pid in family(each.pid)]
+
+    @contextmanager
+    def near_serving(self, far: Place, certificate: Certificate) -> Iterator[Place]:
+        """Run a server near the publisher, where it takes one; yield the publisher's place."""
+        if self.near is None:
+            yield far
+            return
+        directory = f"{far.directory}/near"
+        os.mkdir(directory)
+        near = Place(directory, free_port(), far.power, PUBLISHER, certificate)
+        command = self.near(near, far)
+        with Process(f"{self.key}: its near server", command, f"{directory}/server.log") as started:
+            started.await_port(near.port)
+            yield replace(near, certificate=None)
 
 
 def find_program(name: str) -> str | None:

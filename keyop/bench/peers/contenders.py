@@ -9,8 +9,8 @@ from pathlib import Path
 
 import orjson
 
-from keyop.bench.peers.contender import LOCAL, TLS, Contender, program
-from keyop.bench.peers.place import HOST, PUBLISHER, SUBSCRIBERS, Place
+from keyop.bench.peers.contender import LOCAL, NEAR, TLS, Contender, program
+from keyop.bench.peers.place import CHANNEL, HOST, PUBLISHER, SUBSCRIBERS, Certificate, Place
 from keyop.bench.peers.processes import free_port
 
 _HERE = "keyop.bench.peers"
@@ -46,26 +46,73 @@ def _redis(place: Place) -> list[list[str]]:
 
 
 def _nats(place: Place) -> list[list[str]]:
-    lines = [
-        f"listen: '{HOST}:{place.port}'",
-        "jetstream {",
-        f"  store_dir: '{place.directory}'",
-        "  sync_interval: always" if place.power else "",
-        "}",
-    ]
+    lines = _nats_lines(place)
     if place.certificate is not None:
-        lines += [
-            "tls {",
-            f"  cert_file: '{place.certificate.cert}'",
-            f"  key_file: '{place.certificate.key}'",
-            f"  ca_file: '{place.certificate.ca}'",
-            "  verify: true",
-            "}",
-        ]
+        tls = _nats_tls(place.certificate)
+        lines += [*tls, "leafnodes {", f"  listen: '{HOST}:{place.links_port}'", *tls, "}"]
     return [[program("nats-server"), "-c", _written(place, "nats.conf", lines)]]
 
 
+def _nats_near(near: Place, far: Place) -> list[str]:
+    assert near.certificate is not None
+    url = f"tls://{HOST}:{far.links_port}"
+    remote = ["leafnodes {", f"  remotes: [{{url: '{url}'", *_nats_tls(near.certificate), "}]", "}"]
+    lines = [*_nats_lines(near), *remote]
+    return [program("nats-server"), "-c", _written(near, "nats.conf", lines)]
+
+
+def _nats_lines(place: Place) -> list[str]:
+    return [
+        f"listen: '{HOST}:{place.port}'",
+        f"server_name: '{place.name}'",
+        "jetstream {",
+        f"  store_dir: '{place.directory}'",
+        f"  domain: '{place.name}'",
+        "  sync_interval: always" if place.power else "",
+        "}",
+    ]
+
+
+def _nats_tls(certificate: Certificate) -> list[str]:
+    return [
+        "tls {",
+        f"  cert_file: '{certificate.cert}'",
+        f"  key_file: '{certificate.key}'",
+        f"  ca_file: '{certificate.ca}'",
+        "  verify: true",
+        "}",
+    ]
+
+
 def _mosquitto(place: Place) -> list[list[str]]:
+    lines = _mosquitto_lines(place)
+    if place.certificate is not None:
+        lines += [
+            f"certfile {place.certificate.cert}",
+            f"keyfile {place.certificate.key}",
+            f"cafile {place.certificate.ca}",
+            "require_certificate true",
+        ]
+    return [[program("mosquitto"), "-c", _written(place, "mosquitto.conf", lines)]]
+
+
+def _mosquitto_near(near: Place, far: Place) -> list[str]:
+    assert near.certificate is not None
+    lines = [
+        *_mosquitto_lines(near),
+        "connection far",
+        f"address {HOST}:{far.port}",
+        "remote_clientid near",
+        "cleansession false",
+        f"topic {CHANNEL} out 1",
+        f"bridge_certfile {near.certificate.cert}",
+        f"bridge_keyfile {near.certificate.key}",
+        f"bridge_cafile {near.certificate.ca}",
+    ]
+    return [program("mosquitto"), "-c", _written(near, "mosquitto.conf", lines)]
+
+
+def _mosquitto_lines(place: Place) -> list[str]:
     lines = [
         f"listener {place.port} {HOST}",
         "allow_anonymous true",
@@ -77,14 +124,7 @@ def _mosquitto(place: Place) -> list[list[str]]:
     ]
     if os.getuid() == 0:
         lines.append("user root")  # another could not write there
-    if place.certificate is not None:
-        lines += [
-            f"certfile {place.certificate.cert}",
-            f"keyfile {place.certificate.key}",
-            f"cafile {place.certificate.ca}",
-            "require_certificate true",
-        ]
-    return [[program("mosquitto"), "-c", _written(place, "mosquitto.conf", lines)]]
+    return lines
 
 
 def _rabbitmq(place: Place) -> list[list[str]]:
@@ -131,7 +171,7 @@ CONTENDERS = [
         client=f"{_HERE}.client_keyop:KeyopClient",
         modules={"keyop": "keyop"},
         commands=_keyop,
-        measures=LOCAL | TLS,
+        measures=LOCAL | TLS | {NEAR},
     ),
     Contender(
         key="keyop-ephemeral",
@@ -167,7 +207,8 @@ CONTENDERS = [
         notes={"backlog": "acknowledgements are sent, not waited for"},
         program="nats-server",
         commands=_nats,
-        measures=LOCAL | TLS,
+        near=_nats_near,
+        measures=LOCAL | TLS | {NEAR},
     ),
     Contender(
         key="mosquitto",
@@ -176,7 +217,8 @@ CONTENDERS = [
         modules={"paho-mqtt": "paho"},
         program="mosquitto",
         commands=_mosquitto,
-        measures=(LOCAL | TLS) - {"publish-64"},
+        near=_mosquitto_near,
+        measures=(LOCAL | TLS | {NEAR}) - {"publish-64"},
         notes={"": "a broker that is killed loses what came in the last half an hour"},
     ),
     Contender(

@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from keyop.bench.measure import percentile
-from keyop.bench.peers.contender import Contender
+from keyop.bench.peers.contender import NEAR, Contender
 from keyop.bench.peers.place import PUBLISHER, SERVER, SUBSCRIBERS, Certificate, Place
 from keyop.bench.peers.processes import ContenderError, Process, resident_kib
 from keyop.bench.peers.syncs import SyncCounter
@@ -70,7 +70,7 @@ class Round:
 
     def worker(self, stack: ExitStack, place: Place, role: str, name: str, job: Job) -> Process:
         """Start a worker."""
-        certificate = self.certificates[name] if self.measure.tls else None
+        certificate = self.certificates[name] if place.certificate else None
         told = {
             "place": asdict(replace(place, name=name, certificate=certificate)),
             "job": asdict(replace(job, client=self.contender.client)),
@@ -161,6 +161,23 @@ def _fan_out(subscribers: int) -> Callable[[Round], Sample]:
     return run
 
 
+def _near(turn: Round) -> Sample:
+    """One process publishes to what keeps it and hands it on to the server, and so on as above."""
+    with ExitStack() as stack:
+        far, _ = stack.enter_context(turn.serving())
+        certificate = turn.certificates[PUBLISHER]
+        near = stack.enter_context(turn.contender.near_serving(far, certificate))
+        publisher = turn.worker(stack, near, "publisher", PUBLISHER, turn.job)
+        publisher.hear()
+        place = replace(far, mirrors=turn.contender.near is not None)
+        subscriber = turn.worker(stack, place, "subscriber", SUBSCRIBERS[0], turn.job)
+        subscriber.hear()
+        publisher.tell()
+        begun = publisher.hear()["begun"]
+        taken_s = (subscriber.hear()["ended"] - begun) / 1e9
+        return Sample(turn.job.count / taken_s, count=turn.job.count)
+
+
 def _memory(turn: Round) -> Sample:
     """What a server and a client hold after some messages went through them."""
     with turn.serving() as (place, pids), ExitStack() as stack:
@@ -194,6 +211,8 @@ MEASURES = [
             True, PROCESS, _fan_out(1), tls=True),
     Measure("mtls-ten", "Client to server to ten subscribers, mutual TLS, in all", "messages/s",
             True, PROCESS, _fan_out(10), tls=True),
+    Measure(NEAR, "Client with a log of its own to server to one subscriber, mutual TLS",
+            "messages/s", True, PROCESS, _near, tls=True),
     Measure("mtls-latency", "Client to handler of another client, mutual TLS", "µs",
             False, PROCESS, _latency, tls=True),
     Measure("memory", f"Server and client after {MEMORY_MESSAGES:,} messages", "KiB",

@@ -30,6 +30,8 @@ class Place:
         power: whether what is confirmed must survive a power loss, or else the process.
         name: who this process is: ``hub``, ``publisher``, or ``s0`` and on for subscribers.
         certificate: its own, for mutual TLS; None without TLS.
+        links_port: of a server, where servers near publishers connect; 0 if none may.
+        mirrors: whether the server keeps what a server near the publisher keeps first.
     """
 
     directory: str
@@ -37,3 +39,5 @@ class Place:
     power: bool = False
     name: str = PUBLISHER
     certificate: Certificate | None = None
+    links_port: int = 0
+    mirrors: bool = False
