@@ -106,6 +106,25 @@ class Feed:
         self._look_around = True
         self._on_data(self)
 
+    def pass_over(self, start: int, end: int) -> bool:
+        """Go on behind what came from the peer itself, if it is what would be read next.
+
+        Returns:
+            Whether nothing more is there.
+        """
+        if (
+            self.position != start
+            or self._index < len(self._lines)
+            or not self._selection.addressee.keeps
+            or not self._opened
+            or self._skipped
+            or not self._cursor.skip_to(start, end)
+        ):
+            return False
+        self.position = end
+        self.passed()
+        return self._log.ends_at(end)
+
     # -- reading
 
     def take(self, room: int) -> Portion | None:

@@ -149,6 +149,10 @@ class Instance:
         def forwarded(channel: str, ids: list[str]) -> None:
             self.audit.record_forwarded("inbound", peer.name, channel, ids)
 
+        def stored(channel: str, start: int, end: int) -> None:
+            if link in self._senders:
+                self._senders[link].pass_over(channel, start, end)
+
         return Receiver(
             peer.name,
             self.name,
@@ -161,6 +165,7 @@ class Instance:
             link.acknowledge,
             link.failed,
             self._crew,
+            stored,
         )
 
     def sender(self, link: Link, peer: Peer) -> Sender:

@@ -65,6 +65,7 @@ class Receiver:
         acknowledge: told the last id of each batch, in order, once the batch is written.
         failed: told that a batch could not be written: it is not acknowledged, and nothing after
             it is looked at.
+        stored: told between which offsets of a channel nothing stands but what came from the peer.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Receiver:
         acknowledge: Callable[[str], None],
         failed: Callable[[Exception], None],
         crew: Crew | None = None,
+        stored: Callable[[str, int, int], None] = lambda channel, start, end: None,
     ) -> None:
         self.counters = ReceiverCounters()
         self._peer = peer
@@ -92,6 +94,7 @@ class Receiver:
         self._note_forwarded = note_forwarded
         self._acknowledge = acknowledge
         self._failed = failed
+        self._stored = stored
         self._queue: deque[list[bytes]] = deque()
         self._queued_bytes = 0
         self._room = Event()
@@ -158,7 +161,7 @@ class Receiver:
         """
         last_ids = []
         counters, admit = self.counters, self._admission.admit
-        with _Commit(self._store, self._dedup) as commit:
+        with _Commit(self._store, self._dedup, self._stored) as commit:
             for records in batches:
                 last_id = ""
                 for record in records:
@@ -223,9 +226,10 @@ class _Commit:
     To be used as a context manager: it ends all claims, whatever happens.
     """
 
-    def __init__(self, store: Store, dedup: Dedup) -> None:
+    def __init__(self, store: Store, dedup: Dedup, stored: Callable[[str, int, int], None]) -> None:
         self._store = store
         self._dedup = dedup
+        self._stored = stored
         self._windows: dict[str, Window] = {}
         # New records of each channel, and the ids of those that have one.
         self._fresh: dict[str, list[Admitted]] = {}
@@ -301,7 +305,10 @@ class _Commit:
             except LogFailedError:
                 window.doubt(ids)
                 raise
-            if not window.wrote([each for each in ids if each], len(data), end):
+            # In one piece, without others' between: else it is read, to see what is whose.
+            if window.wrote([each for each in ids if each], len(data), end):
+                self._stored(channel, end - len(data), end)
+            else:
                 window.refresh()
             self.written.append((channel, ids))
         self._confirm_repeated()

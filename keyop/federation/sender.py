@@ -99,6 +99,12 @@ class Sender:
             if feed is not None:
                 feed.look_around()
 
+    def pass_over(self, channel: str, start: int, end: int) -> None:
+        """Between these offsets of a channel stands only what came from the other side."""
+        feed = self.feeds.get(channel)
+        if feed is not None and feed.pass_over(start, end):
+            self._ready.pop(feed, None)
+
     def acknowledged(self, token: _Batch) -> None:
         """The oldest batch has arrived, so there is room for another."""
         taken_s = monotonic() - token.sent_at

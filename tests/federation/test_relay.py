@@ -15,6 +15,7 @@ import pytest
 from keyop import Messenger
 from keyop.dedup import Dedup, Window
 from keyop.federation.client import Condition
+from keyop.federation.selection import Selection
 from keyop.fs import FileSystem
 from tests.fakes.faulty import FaultyFs
 from tests.fakes.proxy import Proxy
@@ -27,6 +28,8 @@ from .helpers import (
     Recorder,
     append,
     audit,
+    data_dir_of,
+    end_of,
     federation_of,
     lines_of,
     numbers,
@@ -94,6 +97,46 @@ def assert_everybody_has(messengers: Sequence[Messenger], count: int) -> None:
         assert audit(each, "loop_dropped") == []
         for payload, route in routes(each).items():
             assert len(set(route)) == len(route), (payload, route)
+
+
+# --- what a peer has sent
+
+
+def test_what_came_from_a_peer_is_not_read_again_for_it(
+    instances: Instances, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is passed over, whoever's it is; what is published between goes to the peer."""
+    hub = relay(instances, "hub")
+    alpha, beta = leaf(instances, "alpha", hub), leaf(instances, "beta", hub)
+    alpha.publish("all", TYPE, 0)
+    wait_payloads(beta, "all", 1)
+    settled([alpha, hub, beta])
+    looked_at: list[bytes] = []
+    of_line = Selection.of_line
+
+    def noted(self: Selection, line: bytes, *args: Any) -> Any:
+        if self.addressee.name == "hub" and b'"route":' in line:
+            looked_at.append(line)
+        return of_line(self, line, *args)
+
+    monkeypatch.setattr(Selection, "of_line", noted)
+    for number in range(1, 30, 2):
+        alpha.publish("all", TYPE, number)
+        wait_payloads(beta, "all", number + 1)
+        settled([alpha, hub, beta])
+        beta.publish("all", TYPE, number + 1)
+        wait_payloads(alpha, "all", number + 2)
+        settled([alpha, hub, beta])
+    assert_everybody_has([alpha, hub, beta], 31)
+    assert looked_at == []
+    for each in (alpha, beta):
+        (client,) = federation_of(each).clients
+        assert client._sender is not None
+        (feed,) = [client._sender.feeds["all"]]
+        assert feed.position == feed.acknowledged_to == end_of(each, "all")
+        offset = data_dir_of(each) / "subscribers" / "all"
+        saved = {path.read_bytes() for path in offset.glob("*.offset")}
+        assert saved == {b"%020d\n" % feed.position}
 
 
 # --- in a row
