@@ -5,7 +5,7 @@ The line is built and checked here and nowhere else; ``docs/format.md`` describe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic
@@ -203,7 +203,7 @@ class EnvelopeWriter:
     def encode_batch(
         self,
         channel: str,
-        messages: Iterable[tuple[str, bytes]],
+        messages: Sequence[tuple[str, bytes]],
         correlation_id: str = "",
         service_name: str = "",
     ) -> tuple[list[str], list[bytes]]:
@@ -215,23 +215,31 @@ class EnvelopeWriter:
         Raises:
             PayloadError: a field cannot be held in a record.
         """
-        now = self._time_ns()
-        moment = self._begin_second(now)
-        used: list[str] = []
-        lines: list[bytes] = []
-        ids = self._ids
-        last_type, rest = None, b""
-        for payload_type, payload in messages:
+        stamp = f'","ts":"{self._begin_second(self._time_ns())}'
+        # What follows the id, of each type.
+        rests: dict[str, bytes] = {}
+        last_type: object = None
+        for payload_type, _ in messages:
             if payload_type != last_type:
+                last_type = payload_type
                 middle = self._prefix(channel, payload_type, correlation_id, service_name)
-                last_type, rest = payload_type, f'","ts":"{moment}{middle}'.encode()
-            if not ids:
-                ids = self._ids = new_ids()
-            message_id = ids.pop()
-            body = b'{"v":1,"id":"' + message_id.encode() + rest + payload
-            used.append(message_id)
-            lines.append(body + b',"crc":"%08x"}\n' % crc32(body))
-        return used, lines
+                rests[payload_type] = (stamp + middle).encode()
+        ids = self._take_ids(len(messages))
+        join = b"".join
+        bodies = [
+            join((b'{"v":1,"id":"', message_id.encode(), rests[payload_type], payload))
+            for message_id, (payload_type, payload) in zip(ids, messages, strict=True)
+        ]
+        return ids, [b'%b,"crc":"%08x"}\n' % (body, crc32(body)) for body in bodies]
+
+    def _take_ids(self, count: int) -> list[str]:
+        ids = self._ids
+        while len(ids) < count:
+            ids += new_ids()
+        at = len(ids) - count
+        taken = ids[at:]
+        del ids[at:]
+        return taken
 
     def _begin_second(self, now: int) -> str:
         """Return the stamp of any moment, without its zone, and remember its second."""

@@ -11,14 +11,15 @@ from binascii import hexlify
 
 _COUNT = 256
 _BYTES = 16
-_CHARACTERS = 36
+# An id and a newline, at which the block is split.
+_CHARACTERS = 37
 _VERSION_BYTE, _VARIANT_BYTE = 6, 8
 # What the version and the variant make of a random byte: the high bits fixed, the low ones kept.
 _VERSION = bytes(0x40 | (byte & 0x0F) for byte in range(256))
 _VARIANT = bytes(0x80 | (byte & 0x3F) for byte in range(256))
 # Where each of the 32 hex digits stands in 8-4-4-4-12.
-_COLUMNS = [*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, _CHARACTERS)]
-_DASHES = b"-" * (_CHARACTERS * _COUNT)
+_COLUMNS = [*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, 36)]
+_DASHES = (b"-" * 36 + b"\n") * _COUNT
 
 
 def new_ids() -> list[str]:
@@ -30,5 +31,4 @@ def new_ids() -> list[str]:
     block = bytearray(_DASHES)
     for digit, column in enumerate(_COLUMNS):
         block[column::_CHARACTERS] = digits[digit :: 2 * _BYTES]
-    text = block.decode()
-    return [text[start : start + _CHARACTERS] for start in range(0, len(text), _CHARACTERS)]
+    return block.decode().splitlines()

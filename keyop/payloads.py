@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -53,12 +53,35 @@ def encode_payload(payload: Any) -> bytes:
         data = _dumps(payload, _plain)
     except TypeError as error:  # orjson.JSONEncodeError is one
         raise PayloadError(f"the payload cannot be written as JSON: {error}") from None
+    if data.rfind(b"null") >= 0 or 10 in data:
+        _refuse_altered(payload, data)
+    return data
+
+
+def encode_payloads(payloads: Sequence[Any]) -> list[bytes]:
+    """Return what :func:`encode_payload` does of each, in less time for each.
+
+    Raises:
+        PayloadError: one of them cannot be written.
+    """
+    try:
+        encoded = [_dumps(payload, _plain) for payload in payloads]
+    except TypeError as error:
+        raise PayloadError(f"the payload cannot be written as JSON: {error}") from None
+    together = b"".join(encoded)
+    if together.rfind(b"null") >= 0 or 10 in together:
+        for payload, data in zip(payloads, encoded, strict=True):
+            _refuse_altered(payload, data)
+    return encoded
+
+
+def _refuse_altered(payload: Any, data: bytes) -> None:
+    """Refuse what is not in the output as it was."""
     # Only where the output has a null can a NaN have been; the walk is slow, and rare this way.
     if data.rfind(b"null") >= 0 and (path := _find_not_finite(payload, "payload")) is not None:
         raise PayloadError(f"the payload cannot be written as JSON: {path} is NaN or infinite")
     if 10 in data:  # a newline; only a raw fragment of the user's own can bring one
         raise PayloadError("the payload cannot be written as JSON: a raw fragment has a newline")
-    return data
 
 
 def _find_not_finite(value: Any, path: str) -> str | None:

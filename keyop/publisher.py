@@ -22,7 +22,7 @@ from keyop.errors import (
 from keyop.latency import MessengerLatencies
 from keyop.names import check_publish_channel
 from keyop.pace import SHORTEST_SLEEP_S, SLICE_S
-from keyop.payloads import encode_payload
+from keyop.payloads import encode_payload, encode_payloads
 from keyop.storage.log import Log
 from keyop.storage.store import Store
 
@@ -120,10 +120,9 @@ class Publisher:
         lines: list[bytes] = []
         pairs = iter(messages)
         # Long batches are encoded in parts, between which others may run.
-        while part := [
-            (payload_type, encode_payload(payload))
-            for payload_type, payload in islice(pairs, _BATCH_PART)
-        ]:
+        while some := list(islice(pairs, _BATCH_PART)):
+            encoded = encode_payloads([payload for _, payload in some])
+            part = list(zip([payload_type for payload_type, _ in some], encoded, strict=True))
             if stem is None:
                 new_ids, new_lines = self._writer.encode_batch(
                     channel, part, correlation_id, service_name

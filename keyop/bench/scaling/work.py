@@ -77,5 +77,5 @@ class SetClock(Clock):
 
 def records(writer: EnvelopeWriter, channel: str, number: int) -> list[bytes]:
     """Return so many lines, as publishing them would write them."""
-    pairs = ((PAYLOAD_TYPE, orjson.dumps(payload(each))) for each in range(number))
+    pairs = [(PAYLOAD_TYPE, orjson.dumps(payload(each))) for each in range(number)]
     return writer.encode_batch(channel, pairs)[1]
