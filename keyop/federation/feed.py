@@ -123,7 +123,7 @@ class Feed:
             return False
         self.position = end
         self.passed()
-        return self._log.ends_at(end)
+        return not self._look_around and self._log.ends_at(end)
 
     # -- reading
 

@@ -154,9 +154,12 @@ class Log:
     def has_foreign_news(self) -> bool:
         """Tell whether another process may have appended: what is there is not all ours."""
         segment = self._segment
-        if segment is None or self._lock.hint[:HINT_BYTES] != segment.hint:
+        if segment is None:
             return True
         try:
+            self._lock.map_hint()
+            if self._lock.hint[:HINT_BYTES] != segment.hint:
+                return True
             return self._lseek(segment.fd, 0, _SEEK_END) != segment.size
         except OSError:
             return True
@@ -181,9 +184,10 @@ class Log:
     def has_grown(self) -> bool:
         """Tell whether the log may have grown since this was asked last, by whichever process."""
         segment, lock = self._segment, self._lock
-        if segment is None or not lock.hint:
+        if segment is None:
             return True
         try:
+            lock.map_hint()
             seen = (lock.hint[:HINT_BYTES], self._lseek(segment.fd, 0, _SEEK_END))
         except OSError:
             return True

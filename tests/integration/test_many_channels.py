@@ -92,3 +92,19 @@ def test_sweeping_looks_at_what_has_changed(tmp_path: Path) -> None:
         (directory / "another").touch()
         messenger._store.sweep()
         assert fs.counts["listdir"] == listed + 3
+
+
+def test_one_message_leaves_the_hint_alone_until_somebody_looks(tmp_path: Path) -> None:
+    """What a channel with one message costs is small; whoever looks at it sees all the same."""
+    with running(tmp_path) as messenger:
+        messenger.publish("orders", "t", 1)
+        log = messenger._store.log("orders")
+        assert log._lock.hint == b""
+        assert not log.has_foreign_news()
+        assert log.has_grown()
+        assert not log.has_grown()
+        with running(tmp_path) as other:
+            other.publish("orders", "t", 2)
+        assert log.has_foreign_news()
+        assert log.has_grown()
+        assert not log.has_grown()
