@@ -261,6 +261,13 @@ CONTENDERS = [
         modules={"diskcache": "diskcache"},
         polled=True,
     ),
-    # There is no package of it to try code with: named, so that nobody thinks it was forgotten.
-    Contender(key="honker", title="honker", client="", modules={"honker": "honker"}),
+    Contender(
+        key="honker",
+        title="honker",
+        client=f"{_HERE}.client_honker:HonkerClient",
+        modules={"honker": "honker"},
+        # It cannot be told to survive a power loss.
+        measures=LOCAL - {"publish-64"},
+        polled=True,
+    ),
 ]
