@@ -51,13 +51,13 @@ def resolve(fs: FileSystem, directory: str, position: Position, max_line_bytes: 
     Raises:
         OSError: the channel cannot be read.
     """
+    if isinstance(position, datetime):
+        return find_time(fs, directory, position, max_line_bytes)
     starts = list_starts(fs, directory)
     if not starts:
         return 0
     if position == "earliest":
         return starts[0]
-    if isinstance(position, datetime):
-        return find_time(fs, directory, position, max_line_bytes)
     # Through a cursor, because an append may be under way, or an offset be in mid-record.
     offset = _BEYOND if position == "latest" else position
     assert isinstance(offset, int)

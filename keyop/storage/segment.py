@@ -53,8 +53,8 @@ def list_starts(fs: FileSystem, directory: str) -> list[int]:
     Raises:
         OSError: the directory cannot be read.
     """
-    starts = (segment_start(name) for name in fs.listdir(directory))
-    return sorted(start for start in starts if start is not None)
+    found = map(_NAME.fullmatch, fs.listdir(directory))
+    return sorted([int(match[1]) for match in found if match is not None])
 
 
 def list_segments(fs: FileSystem, directory: str) -> list[Segment]:
