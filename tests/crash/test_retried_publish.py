@@ -57,7 +57,7 @@ def test_after_a_kill(tmp_path: Path) -> None:
     fs = KillingFs(int(sys.argv[2]), float(sys.argv[3]))
     m = Messenger(Config.from_dict(
         {"name": "p", "storage": {"data_dir": data_dir, "max_segment_bytes": 1000}}), fs=fs)
-    for n in range(20):
+    for n in range(40):
         m.publish("orders", "t", n, message_id=f"own-{n}")
         m.publish_batch("orders", [("t", k) for k in range(5)], message_id=f"batch-{n}")
     """
@@ -65,9 +65,9 @@ def test_after_a_kill(tmp_path: Path) -> None:
         with Worker(code, data_dir, 60 + 45 * turn, share) as worker:
             assert worker.process.wait(30) == -9
     with running(data_dir) as messenger:
-        for n in range(20):
+        for n in range(40):
             messenger.publish("orders", "t", n, message_id=f"own-{n}")
             messenger.publish_batch("orders", [("t", k) for k in range(5)], message_id=f"batch-{n}")
-    expected = [f"own-{n}" for n in range(20)]
-    expected += [f"batch-{n}-{k}" for n in range(20) for k in range(5)]
+    expected = [f"own-{n}" for n in range(40)]
+    expected += [f"batch-{n}-{k}" for n in range(40) for k in range(5)]
     assert sorted(ids(data_dir)) == sorted(expected)
