@@ -15,6 +15,7 @@ import pytest
 from keyop import Messenger
 from keyop.dedup import Dedup, Window
 from keyop.federation.client import Condition
+from keyop.federation.feed import Feed
 from keyop.federation.selection import Selection
 from keyop.fs import FileSystem
 from tests.fakes.faulty import FaultyFs
@@ -110,7 +111,18 @@ def test_what_came_from_a_peer_is_not_read_again_for_it(
     alpha, beta = leaf(instances, "alpha", hub), leaf(instances, "beta", hub)
     alpha.publish("all", TYPE, 0)
     wait_payloads(beta, "all", 1)
-    settled([alpha, hub, beta])
+
+    def feed_of(messenger: Messenger) -> Feed | None:
+        (client,) = federation_of(messenger).clients
+        assert client._sender is not None
+        return client._sender.feeds.get("all")
+
+    def ready() -> bool:
+        """A new channel is sent from its beginning, as soon as it was noticed."""
+        feeds = [(feed_of(each), end_of(each, "all")) for each in (alpha, beta)]
+        return all(feed is not None and feed.acknowledged_to == end for feed, end in feeds)
+
+    wait_until(ready, 15, "both to send the channel")
     looked_at: list[bytes] = []
     of_line = Selection.of_line
 
@@ -130,9 +142,8 @@ def test_what_came_from_a_peer_is_not_read_again_for_it(
     assert_everybody_has([alpha, hub, beta], 31)
     assert looked_at == []
     for each in (alpha, beta):
-        (client,) = federation_of(each).clients
-        assert client._sender is not None
-        (feed,) = [client._sender.feeds["all"]]
+        feed = feed_of(each)
+        assert feed is not None
         assert feed.position == feed.acknowledged_to == end_of(each, "all")
         offset = data_dir_of(each) / "subscribers" / "all"
         saved = {path.read_bytes() for path in offset.glob("*.offset")}
