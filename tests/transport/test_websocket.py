@@ -227,13 +227,14 @@ class TestLengths:
             assert_refused(connection, hand, 1009)
 
     def test_nothing_is_allocated(self, role: str) -> None:
-        """A declared length costs no memory."""
+        """A declared length costs no memory; other parts of this process take some meanwhile."""
+        declared = 1 << 28
         with by_hand(role) as (connection, hand):
-            hand.raw(frame(BINARY, declared=1 << 62, mask=MASK if role == HUB else None)[:10])
+            hand.raw(frame(BINARY, declared=declared, mask=MASK if role == HUB else None)[:10])
             tracemalloc.start()
             try:
                 assert_refused(connection, hand, 1009)
-                assert tracemalloc.get_traced_memory()[1] < 1 << 20
+                assert tracemalloc.get_traced_memory()[1] < declared / 16
             finally:
                 tracemalloc.stop()
 
