@@ -114,9 +114,9 @@ def open_clean(
         return None
     start = starts[-1]
     if len(starts) > 1:
-        segments = list_segments(fs, directory)
+        segments = list_segments(fs, directory, starts)
         refuse_overlap(segments, directory)
-        if [*_gaps(segments)] or (segments[-1:] and segments[-1].start != start):
+        if len(segments) < len(starts) or any(_gaps(segments)):
             return None
     try:
         fd = fs.open(segment_path(directory, start), _APPEND)

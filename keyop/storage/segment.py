@@ -57,14 +57,19 @@ def list_starts(fs: FileSystem, directory: str) -> list[int]:
     return sorted([int(match[1]) for match in found if match is not None])
 
 
-def list_segments(fs: FileSystem, directory: str) -> list[Segment]:
+def list_segments(
+    fs: FileSystem, directory: str, starts: Iterable[int] | None = None
+) -> list[Segment]:
     """Return the channel's segments in order. One that is deleted meanwhile is left out.
+
+    Args:
+        starts: their first offsets, where the directory was listed already.
 
     Raises:
         OSError: the directory or a file cannot be read.
     """
     segments = []
-    for start in list_starts(fs, directory):
+    for start in list_starts(fs, directory) if starts is None else starts:
         try:
             size = fs.stat(segment_path(directory, start)).st_size
         except FileNotFoundError:

@@ -152,13 +152,18 @@ def _fan_out(subscribers: int) -> Callable[[Round], Sample]:
                 each.hear()
             publisher = turn.worker(stack, place, "publisher", PUBLISHER, turn.job)
             publisher.hear()
-            publisher.tell()
-            begun = publisher.hear()["begun"]
-            ended = max(each.hear()["ended"] for each in started)
-            rate = turn.job.count * subscribers / ((ended - begun) / 1e9)
-            return Sample(rate, count=turn.job.count)
+            return _until_handled(turn, publisher, started)
 
     return run
+
+
+def _until_handled(turn: Round, publisher: Process, subscribers: list[Process]) -> Sample:
+    """Let a publisher go that is ready, as its subscribers are; return what they handle in all."""
+    publisher.tell()
+    begun = publisher.hear()["begun"]
+    ended = max(each.hear()["ended"] for each in subscribers)
+    rate = turn.job.count * len(subscribers) / ((ended - begun) / 1e9)
+    return Sample(rate, count=turn.job.count)
 
 
 def _near(turn: Round) -> Sample:
@@ -172,10 +177,7 @@ def _near(turn: Round) -> Sample:
         place = replace(far, mirrors=turn.contender.near is not None)
         subscriber = turn.worker(stack, place, "subscriber", SUBSCRIBERS[0], turn.job)
         subscriber.hear()
-        publisher.tell()
-        begun = publisher.hear()["begun"]
-        taken_s = (subscriber.hear()["ended"] - begun) / 1e9
-        return Sample(turn.job.count / taken_s, count=turn.job.count)
+        return _until_handled(turn, publisher, [subscriber])
 
 
 def _memory(turn: Round) -> Sample:

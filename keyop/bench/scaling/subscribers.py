@@ -13,8 +13,7 @@ from gevent.event import Event
 from keyop.bench.local import PAYLOAD_TYPE, payload
 from keyop.bench.scaling.curve import Curve, Series
 from keyop.bench.scaling.process import max_descriptors
-from keyop.bench.scaling.work import CHANNEL, count
-from keyop.config import Config
+from keyop.bench.scaling.work import CHANNEL, count, messenger_at
 from keyop.envelope import Message
 from keyop.messenger import Messenger
 
@@ -98,7 +97,7 @@ def _measure(
 
     place = tempfile.mkdtemp(dir=directory)
     try:
-        with Messenger(Config.from_dict({"storage": {"data_dir": place, **storage}})) as messenger:
+        with messenger_at(place, storage={"data_dir": place, **storage}) as messenger:
             for number in range(x):
                 messenger.subscribe(CHANNEL, f"s{number}", handle)
 
