@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
-import gevent
 from click.shell_completion import shell_complete
 
 from keyop.cli.common import Settings, log_to_stderr, was_logged
+from keyop.cli.interrupt import take_interrupts
 from keyop.cli.output import complain, printable_lines
 from keyop.errors import ConfigError, KeyopError
 from keyop.fs import NO_ROOM
@@ -123,8 +123,5 @@ def run_program(program: click.Command) -> None:
     os.close(fd)
     # JSON of peers may be 1,024 deep, and each level is a call or two of what writes it.
     sys.setrecursionlimit(max(10_000, sys.getrecursionlimit()))
-    # Ctrl-C may come while everybody waits. It is raised in the main greenlet then, and the hub
-    # is not to report it besides.
-    hub = gevent.get_hub()
-    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
+    take_interrupts()
     program()
