@@ -14,39 +14,31 @@ from gevent.threadpool import ThreadPool
 
 
 class Job:
-    """One call on its way through a thread, or one that needed none and is done.
-
-    When it is done, ``value`` or ``error`` is set.
-    """
+    """One call on its way through a thread. When it is done, ``value`` or ``error`` is set."""
 
     def __init__(self) -> None:
         self.value: Any = None
         self.error: Exception | None = None
-        # None: it needed no thread, and is done.
         self._result: AsyncResult[None] | None = None
 
     @property
     def done(self) -> bool:
         """Whether the call has returned."""
-        return self._result is None or self._result.ready()
+        return self._result is not None and self._result.ready()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the call has returned; return whether it has. Others run meanwhile."""
-        if self._result is None:
-            return True
+        assert self._result is not None
         self._result.wait(timeout_s)
         return self._result.ready()
 
     def then(self, callback: Callable[[Job], None]) -> None:
         """Have ``callback(job)`` called in the gevent hub once the call has returned.
 
-        It runs also when whoever waited was killed, and must not block. What needed no thread
-        has returned: it is called at once.
+        It runs also when whoever waited was killed, and must not block.
         """
-        if self._result is None:
-            callback(self)
-        else:
-            self._result.rawlink(lambda _: callback(self))
+        assert self._result is not None
+        self._result.rawlink(lambda _: callback(self))
 
 
 class Offload:

@@ -205,7 +205,7 @@ class Log:
         """
         while self._segment is None:
             self._acquire(deadline, 0, to_append=False)
-            if self._segment is None:
+            if self._segment is None and not self._open_clean():
                 self._finish(self._start_recovery(), deadline, 0)
             else:
                 self._lock.release()
@@ -433,11 +433,14 @@ class Log:
             given away for that, so that the caller starts again.
         """
         count = done and data.count(b"\n", 0, done)
+        opened = self._segment is None and self._open_clean()
         segment = self._segment
         try:
             job = None
             if segment is None:
                 job = self._start_recovery()
+            elif opened:
+                pass  # just now: nobody has written since
             elif (hint := self._lock.read_hint()) != segment.hint:
                 job = self._start_following(hint)
             else:
@@ -544,7 +547,7 @@ class Log:
 
     # -- changing segments: file operations in a thread that the lock is handed to
 
-    def _hand_over(self, segment: ActiveSegment | None, job: Job) -> Job:
+    def _hand_over(self, job: Job) -> Job:
         """Let the job hold the lock: whatever becomes of the caller, its result is taken in."""
 
         def finished(job: Job) -> None:
@@ -552,22 +555,22 @@ class Log:
                 if job.error is None and self._closing.writes.is_set():
                     self._fs.close(job.value.fd)
                 elif job.error is None:
-                    self._segment = ActiveSegment(
-                        self._fs,
-                        self.directory,
-                        job.value,
-                        self._sync_failed,
-                        self._wanted.set,
-                    )
-                    if segment is not None:
-                        segment.release()
-                    else:
-                        self._opened.set()
+                    self._go_on_in(job.value)
             finally:
                 self._lock.release()
 
         job.then(finished)
         return job
+
+    def _go_on_in(self, opened: Opened) -> None:
+        left = self._segment
+        self._segment = ActiveSegment(
+            self._fs, self.directory, opened, self._sync_failed, self._wanted.set
+        )
+        if left is not None:
+            left.release()
+        else:
+            self._opened.set()
 
     def _submit(self, function: Callable[..., object], *args: object) -> Job:
         try:
@@ -595,24 +598,33 @@ class Log:
             raise job.error
 
     def _start_recovery(self) -> Job:
-        old = self._segment
-        self._settle(old)
-        args = (
+        self._settle(self._segment)
+        args = self._to_open()
+        return self._hand_over(self._submit(lambda: self._announce(recover(*args))))
+
+    def _open_clean(self) -> bool:
+        """Open the channel here, under the lock, which stays held; tell whether that was enough.
+
+        If not, nothing has changed, and recovery, in a thread, meets what is in the way.
+        """
+        try:
+            opened = open_clean(*self._to_open())
+            if opened is None:
+                return False
+            opened = self._announce(opened)
+        except (OSError, StorageError):
+            return False
+        self._go_on_in(opened)
+        return True
+
+    def _to_open(self) -> tuple[FileSystem, str, str, bool, int]:
+        return (
             self._fs,
             self.directory,
             self.offsets_directory,
             self._options.durable,
             self._durable_start,
         )
-        job = Job()
-        try:
-            if (opened := open_clean(*args)) is not None:
-                job.value = self._announce(opened)
-        except Exception as error:  # raised to whoever waits for the job, as a thread's would be
-            job.error = error
-        if job.value is None and job.error is None:
-            job = self._submit(lambda: self._announce(recover(*args)))
-        return self._hand_over(old, job)
 
     def _start_following(self, hint: bytes) -> Job:
         """Go over to the segment that another process has begun."""
@@ -622,7 +634,7 @@ class Log:
             return self._start_recovery()
         self._settle(old)
         args = (self._fs, self.directory, int(hint), self._options.durable)
-        return self._hand_over(old, self._submit(open_segment, *args))
+        return self._hand_over(self._submit(open_segment, *args))
 
     def _start_roll(self, old: ActiveSegment) -> Job:
         """Seal the active segment, synced, and begin the next one."""
@@ -633,7 +645,7 @@ class Log:
             self._lock.write_hint(start)
             return open_segment(self._fs, self.directory, start, self._options.durable)
 
-        return self._hand_over(old, old.cover(self._submit(roll)))
+        return self._hand_over(old.cover(self._submit(roll)))
 
     def _announce(self, opened: Opened) -> Opened:
         """Write the listed segment into the lock file, so that nobody follows a stale one."""
@@ -728,7 +740,7 @@ class Log:
         except OSError as error:
             logger.error("%s: cannot be locked after its failure: %s", self.channel, error)
             return
-        job = self._hand_over(self._segment, self._submit(self._begin_after_failure))
+        job = self._hand_over(self._submit(self._begin_after_failure))
         job.wait()
         if job.error is not None:
             logger.error("%s: no new segment after the failure: %s", self.channel, job.error)
@@ -756,7 +768,7 @@ class Log:
                 self._lock.acquire(deadline)
             except LockTimeoutError:
                 raise PublishTimeoutError(f"{self.channel}: locked until the timeout") from None
-            job = self._hand_over(segment, self._submit(self._begin_after_failure))
+            job = self._hand_over(self._submit(self._begin_after_failure))
             if not job.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 raise PublishTimeoutError(f"{self.channel}: not reopened within the timeout")
             if isinstance(job.error, OSError):

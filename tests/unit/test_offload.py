@@ -81,14 +81,9 @@ def test_waiting_for_a_while(offload: Offload) -> None:
     assert job.value == "passed"
 
 
-def test_what_needed_no_thread() -> None:
-    """It is done: nobody waits, and whoever wants to be told is told at once."""
-    job = Job()
-    told: list[Job] = []
-    job.then(told.append)
-    assert job.done
-    assert job.wait(0)
-    assert told == [job]
+def test_not_yet_submitted() -> None:
+    """A job that nobody runs is not done."""
+    assert not Job().done
 
 
 def test_callbacks(offload: Offload) -> None:
