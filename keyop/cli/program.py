@@ -54,9 +54,13 @@ class Program(click.Command):
         except click.ClickException as error:
             complain(error.format_message())
             return error.exit_code
-        except click.Abort:
+        except click.Abort as abort:
+            # Ctrl-C is one way to answer a question, and leaves the cursor behind it.
+            interrupted = isinstance(abort.__context__, KeyboardInterrupt)
+            if interrupted:
+                click.echo(err=True)
             complain("aborted; nothing was changed")
-            return EXIT_FAILURE
+            return EXIT_INTERRUPTED if interrupted else EXIT_FAILURE
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         except ConfigError as error:

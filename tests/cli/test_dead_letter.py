@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import signal
 import zlib
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tests.integration.helpers import (
     write_segment,
 )
 
-from .helpers import Process, dead_letter, keyop, refused, well
+from .helpers import Process, dead_letter, keyop, refused, wait_for, well
 
 HOSTILE = "\x1b]0;x\x07 \x9b31m \u202e\nfake line"
 
@@ -652,6 +653,28 @@ def test_requeue_asks_a_person(data_dir: Path, answer: bytes, sent: int) -> None
     assert b"send 6 messages of orders again to the subscribers that gave up on them?" in err
     assert process.popen.returncode == (0 if sent else 1)
     assert len(records(data_dir, "orders")) == 1 + sent
+
+
+def test_ctrl_c_is_an_answer(data_dir: Path) -> None:
+    """It changes nothing, and the exit status is that of Ctrl-C."""
+    several(data_dir, 6)
+    here, there = pty.openpty()
+    try:
+        with Process("dead-letter", "requeue", "orders", "--all", stdin=there) as process:
+            asked = b""
+            while b"]: " not in asked:
+                asked += process.popen.stderr.read(1)
+            # Between writing the question and waiting for the answer Python looks for no signals.
+            stat = Path(f"/proc/{process.popen.pid}/stat")
+            wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "it to wait")
+            process.send(signal.SIGINT)
+            err = process.popen.communicate(timeout=30)[1]
+    finally:
+        os.close(here)
+        os.close(there)
+    assert err == b"\nkeyop: aborted; nothing was changed\n"
+    assert process.popen.returncode == 130
+    assert len(records(data_dir, "orders")) == 1
 
 
 def test_a_dead_letter_with_text_that_no_encoding_holds(data_dir: Path) -> None:
