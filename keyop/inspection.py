@@ -18,8 +18,7 @@ from keyop.fs import SYSTEM_FS, FileSystem
 from keyop.held import HeldLocks
 from keyop.names import check_channel
 from keyop.offload import Offload
-from keyop.storage.locks import ChannelLock, LockTimeoutError
-from keyop.storage.log import LOCK_NAME
+from keyop.storage.locks import LOCK_NAME, ChannelLock, LockTimeoutError
 from keyop.storage.offsets import lease_path, read_all
 from keyop.storage.segment import Segment, list_segments, segment_path
 

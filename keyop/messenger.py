@@ -40,7 +40,7 @@ from keyop.patches import warn_of_patches
 from keyop.payloads import PayloadRegistry
 from keyop.publisher import Publisher
 from keyop.stats import Stats, collect_stats
-from keyop.storage.log import LogOptions
+from keyop.storage.environment import LogOptions
 from keyop.storage.position import Position
 from keyop.storage.retention import Plan, RetentionOptions
 from keyop.storage.store import Store, StoreOptions

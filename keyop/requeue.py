@@ -14,7 +14,8 @@ from keyop.envelope import encode_again
 from keyop.errors import KeyopError, StorageError
 from keyop.inspection import Locked
 from keyop.rawjson import members
-from keyop.storage.log import Log, LogOptions
+from keyop.storage.environment import LogOptions
+from keyop.storage.log import Log
 from keyop.storage.offsets import list_ids
 from keyop.storage.retention import RetentionOptions
 from keyop.storage.store import Store, StoreOptions

@@ -16,7 +16,7 @@ from keyop.done import NAME as DONE_NAME
 from keyop.errors import StorageError
 from keyop.inspection import DataDirectory
 from keyop.names import is_dead_letter
-from keyop.storage.log import LOCK_NAME
+from keyop.storage.locks import LOCK_NAME
 from keyop.storage.segment import (
     Segment,
     segment_name,

@@ -10,7 +10,7 @@ from keyop.config import Config
 from keyop.dedup import Dedup
 from keyop.errors import StorageError
 from keyop.inspection import DataDirectory
-from keyop.storage.log import LogOptions
+from keyop.storage.environment import LogOptions
 from keyop.storage.retention import RetentionOptions
 from keyop.storage.store import Store, StoreOptions
 

@@ -19,6 +19,7 @@ from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FILE_MODE, FileSystem
 from keyop.offload import Job, Offload
 
+LOCK_NAME = ".lock"
 LOCK_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 LOCK_RELEASE = fcntl.LOCK_UN
 HINT_BYTES = 20

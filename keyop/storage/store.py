@@ -21,8 +21,9 @@ from keyop.names import check_channel
 from keyop.offload import Offload
 from keyop.pace import Pace
 from keyop.storage.active import ActiveSegment
-from keyop.storage.locks import ChannelLock, FileLock
-from keyop.storage.log import LOCK_NAME, Closing, Log, LogOptions, LogThreads
+from keyop.storage.environment import Closing, Environment, LogOptions, LogThreads
+from keyop.storage.locks import LOCK_NAME, ChannelLock, FileLock
+from keyop.storage.log import Log
 from keyop.storage.offsets import OffsetFile
 from keyop.storage.retention import Plan, RetentionOptions, sweep_channel
 from keyop.storage.segment import list_starts
@@ -78,6 +79,9 @@ class Store:
         self._logs: dict[str, Log] = {}
         # Set when a channel was opened here, which may have created it.
         self.opened_channel = Event()
+        self._environment = Environment(
+            fs, options.log, self.threads, self.closing, self.opened_channel
+        )
         self._offsets_directories: set[str] = set()
         self._seen_channels: set[str] = set()
         # Those whose directories were there, and durable, when the messenger started.
@@ -167,11 +171,7 @@ class Store:
                 channel,
                 self.channel_directory(channel),
                 self.offsets_directory(channel),
-                self.options.log,
-                self.fs,
-                self.threads,
-                self.closing,
-                self.opened_channel,
+                self._environment,
                 lambda: self._make_room(channel),
                 self._unsynced_logs,
                 channel in self._durable_channels,

@@ -12,7 +12,7 @@ import pytest
 from keyop.dedup import Dedup
 from keyop.federation.receiver import Receiver
 from keyop.fs import FileSystem
-from keyop.storage.log import LogOptions
+from keyop.storage.environment import LogOptions
 from keyop.storage.retention import RetentionOptions
 from keyop.storage.store import Store, StoreOptions
 

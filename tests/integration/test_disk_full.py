@@ -92,7 +92,7 @@ def test_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
             wait_until(lambda: fault.hits > 10)  # noqa: B023
             fs.heal()
             gevent.joinall(waiting, timeout=SOON, raise_error=True)
-    told = [record.getMessage() for record in caplog.records if record.name == "keyop.storage.log"]
+    told = [record.getMessage() for record in caplog.records if record.name == "keyop.storage.room"]
     full = f"orders: no room on the disk of {channel_dir(tmp_path, 'orders')}: whoever publishes "
     assert (
         told == [full + "waits until there is some", "orders: there is room on the disk again"] * 2

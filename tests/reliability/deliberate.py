@@ -25,8 +25,9 @@ from keyop.fs import FileSystem
 from keyop.storage import recovery
 from keyop.storage.active import ActiveSegment, SyncFailedError
 from keyop.storage.cursor import Lines
+from keyop.storage.environment import Closing
 from keyop.storage.locks import LOCK_TRY
-from keyop.storage.log import Closing, Log
+from keyop.storage.log import Log
 from keyop.storage.offsets import read_all
 from keyop.transport.websocket import FrameHeader
 

@@ -15,7 +15,7 @@ from keyop.bench.scaling.work import count, messenger_at, records
 from keyop.envelope import EnvelopeWriter, Message
 from keyop.fs import FileSystem
 from keyop.messenger import Messenger
-from keyop.storage.log import LOCK_NAME
+from keyop.storage.locks import LOCK_NAME
 from keyop.storage.offsets import offset_path, write_offset
 from keyop.storage.segment import segment_path
 
