@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import gevent
 from gevent.event import Event
 
+from keyop.checkpoint import Checkpoint
 from keyop.decode import decode
 from keyop.delivery import Counters, Delivery
 from keyop.envelope import Message
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 STANDBY_POLL_S = 0.25
 # What a failed read or an unexpected error of a subscription waits before it is tried again.
 _TROUBLE_WAIT_S = 1.0
-_SAVE_RETRY_S = 0.1
 # So seldom is looked for what nothing shows, such as a segment that no keyop has made.
 _LOOK_ANYWAY = 10
 
@@ -86,20 +85,22 @@ class Subscription:
         self._on_end = on_end
         self._predecessor = predecessor
         self._claim = Claim(store, log, self.subscriber_id)
+        self._checkpoint = Checkpoint(
+            self._claim,
+            self.subscriber_id,
+            options.flush_interval_s,
+            options.sync_each,
+            stopping,
+        )
         self._shared = shared
         self._cursor = Cursor(
             store.fs, log.directory, options.max_line_bytes, is_active=log.active_since
         )
         self._parallel = (
-            ParallelDelivery(delivery, options.concurrency, options.key, self._commit)
+            ParallelDelivery(delivery, options.concurrency, options.key, self._checkpoint.commit)
             if options.concurrency > 1
             else None
         )
-        self._offset = 0
-        self._saved = -1
-        self._saved_at = 0.0
-        self._save_each = not options.flush_interval_s
-        self._seek: int | None = None
         self._forget = False
         self._warned_of_lag = False
         self._woken = Wakeup()
@@ -120,7 +121,7 @@ class Subscription:
     @property
     def offset(self) -> int:
         """The global byte offset of the next message that is not done with."""
-        return self._offset if self._seek is None else self._seek
+        return self._checkpoint.offset
 
     @property
     def lag_bytes(self) -> int:
@@ -193,7 +194,7 @@ class Subscription:
         )
         if offset is None:
             return False
-        self._offset = offset
+        self._checkpoint.offset = offset
         return True
 
     def _wait_for_lease(self) -> bool:
@@ -226,7 +227,7 @@ class Subscription:
             while not self._stopping.is_set():
                 try:
                     self._store.watcher.watch(self._log.directory, self._log.readers)
-                    self._deliver_from(self._offset)
+                    self._deliver_from(self._checkpoint.offset)
                 except (OSError, KeyopError) as error:
                     logger.error("%s: %s: %s", self.channel, self.subscriber_id, error)
                 # Nothing may end a subscription unseen: what is not foreseen is reported, and
@@ -252,10 +253,8 @@ class Subscription:
 
     def _deliver_from(self, position: int) -> None:
         """Deliver until told to stop or to go elsewhere."""
-        if self._seek is not None:
-            position = self._offset = self._seek
-            self._seek = None
-        opened = self._cursor.open(position)
+        self._checkpoint.moved = False
+        opened = self._checkpoint.offset = self._cursor.open(position)
         if opened > position:
             self.counters.dropped_bytes += opened - position
             logger.error(
@@ -272,15 +271,14 @@ class Subscription:
                 position,
                 opened,
             )
-        self._offset = opened
         self._look_around = True
         pace = self._pace = Pace()
-        while not self._stopping.is_set() and self._seek is None:
+        while not self._stopping.is_set() and not self._checkpoint.moved:
             self._woken.clear()
             found = self._read()
             if found is None:
                 idle = self._parallel is None or not self._parallel.busy
-                self._woken.wait(self._save_if_due() if idle else None)
+                self._woken.wait(self._checkpoint.save_if_due() if idle else None)
                 pace.renew()
                 continue
             if not isinstance(found, Skipped):
@@ -288,15 +286,17 @@ class Subscription:
                     found = self._pass_over_old(found, pace)
                 self._warn_of_lag(found.start)
                 if self._parallel is None:
-                    self._delivery.deliver_lines(found, self._commit, pace, self._may_go_on)
+                    self._delivery.deliver_lines(
+                        found, self._checkpoint.commit, pace, self._may_go_on
+                    )
                 else:
                     self._parallel.deliver(found, pace, self._may_go_on)
             elif self._parallel is not None:
                 self._parallel.drain()
                 if self._may_go_on() and self._delivery.skip(found):
-                    self._commit(found.end)
+                    self._checkpoint.commit(found.end)
             elif self._delivery.skip(found):
-                self._commit(found.end)
+                self._checkpoint.commit(found.end)
         if self._parallel is not None:
             self._parallel.drain()
 
@@ -318,7 +318,7 @@ class Subscription:
         return self._shared.add(cursor.directory, found) if isinstance(found, Lines) else found
 
     def _may_go_on(self) -> bool:
-        return not self._stopping.is_set() and self._seek is None
+        return not self._stopping.is_set() and not self._checkpoint.moved
 
     def _pass_over_old(self, found: Lines | SharedLines, pace: Pace) -> Lines:
         """Leave out records older than ``max_age``, until the first that is not.
@@ -341,7 +341,7 @@ class Subscription:
             pace.step()
             if not self._may_go_on():
                 break
-        self._commit(offset)
+        self._checkpoint.commit(offset)
         return Lines(offset, [])
 
     def _warn_of_lag(self, position: int) -> None:
@@ -353,61 +353,7 @@ class Subscription:
         elif self._warned_of_lag and lag < limit // 2:
             self._warned_of_lag = False
 
-    # -- the position
-
-    def _commit(self, offset: int) -> None:
-        """Everything before this offset is done with."""
-        if self._seek is not None or self._forget:
-            return
-        self._offset = offset
-        if not self._save_each:
-            self._save_if_due()
-            return
-        try:
-            self._claim.save(offset)
-        except OSError:
-            self._save()
-        else:
-            self._saved = offset
-        if self._options.sync_each:
-            self._sync()
-
-    def _save_if_due(self) -> float | None:
-        """Save the position at its interval; return the seconds until that is due, if it is."""
-        if self._saved == self._offset:
-            return None
-        left_s = self._saved_at + self._options.flush_interval_s - time.monotonic()
-        if left_s <= 0:
-            self._save()
-            return None
-        return left_s
-
-    def _save(self) -> None:
-        """Save the position, however long that takes: the next message waits for it."""
-        if self._saved == self._offset:
-            return
-        self._saved_at = time.monotonic()
-        while True:
-            try:
-                self._claim.save(self._offset)
-                break
-            except OSError as error:
-                logger.error(
-                    "%s cannot be written, so %s waits: %s",
-                    self._claim.path,
-                    self.subscriber_id,
-                    error,
-                )
-                if self._stopping.wait(_SAVE_RETRY_S):
-                    return
-        self._saved = self._offset
-        if self._options.sync_each:
-            self._sync()
-
-    def _sync(self) -> None:
-        job = self._claim.sync()
-        if job is not None:
-            job.wait()
+    # -- moving
 
     def seek(self, position: Position) -> None:
         """Go on from another position: ``"earliest"``, ``"latest"``, a ``datetime`` or an offset.
@@ -430,11 +376,9 @@ class Subscription:
             )
         try:
             offset = resolve(self._fs, self._log.directory, wanted, self._options.max_line_bytes)
-            self._seek = offset
-            self._claim.save(offset)
+            self._checkpoint.move(offset)
         except OSError as error:
             raise OffsetError(f"{self.channel}: cannot seek: {error}") from error
-        self._saved = offset
         self._wake()
 
     # -- stopping
@@ -462,7 +406,8 @@ class Subscription:
         Args:
             forget: delete the position as well.
         """
-        self._forget = self._forget or forget
+        if forget:
+            self._forget = self._checkpoint.moved = True
         self._stopping.set()
         self._wake()
 
@@ -500,7 +445,7 @@ class Subscription:
         if self._claim.held:
             self._stopping.set()
             if not self._forget:
-                self._save()
+                self._checkpoint.save()
             self._claim.release(self._forget)
         self._on_end(self)
 

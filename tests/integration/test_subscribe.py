@@ -13,7 +13,7 @@ import gevent
 import pytest
 
 import keyop.testing
-from keyop import Message, Messenger, MessengerClosedError, SubscriberInUseError
+from keyop import Message, Messenger, MessengerClosedError, OffsetError, SubscriberInUseError
 from keyop.fs import FileSystem
 from keyop.testing import drain
 from tests.fakes.faulty import FaultyFs
@@ -350,6 +350,41 @@ def test_seek_is_kept(tmp_path: Path) -> None:
         subscription.seek("earliest")
         fails.wait(1)
     assert stored_offset(tmp_path, "orders", "s") == 0
+
+
+@pytest.mark.parametrize("interval_ms", [0, 100])
+@pytest.mark.parametrize("busy", [False, True], ids=["at rest", "in a handler"])
+def test_seek_and_stop(tmp_path: Path, interval_ms: int, busy: bool) -> None:
+    """A position that ``seek`` set stays, even if nothing was delivered from there."""
+    offsets = hourly(tmp_path)
+    seen, gate = Recorder(), gevent.event.Event()
+    with running(tmp_path, storage={"offset_flush_interval_ms": interval_ms}) as messenger:
+        subscription = messenger.subscribe(
+            "orders", "s", lambda m: (seen(m), busy and gate.wait()), start="earliest"
+        )
+        seen.wait(1) if busy else drain(messenger)
+        subscription.seek(offsets[2])
+        assert subscription.offset == stored_offset(tmp_path, "orders", "s") == offsets[2]
+        subscription.request_stop()
+        gate.set()
+        subscription.join()
+    assert stored_offset(tmp_path, "orders", "s") == offsets[2]
+
+
+def test_seek_that_cannot_be_stored(tmp_path: Path) -> None:
+    """It says so, and delivery goes on where it was."""
+    hourly(tmp_path)
+    fs, seen = FaultyFs(), Recorder()
+    with running(tmp_path, seams={"fs": fs}) as messenger:
+        subscription = messenger.subscribe("orders", "s", seen, start="earliest")
+        drain(messenger)
+        before = subscription.offset
+        fs.fail("pwrite", errno.EIO, path_contains="subscribers")
+        with pytest.raises(OffsetError, match="cannot seek"):
+            subscription.seek("earliest")
+        assert subscription.offset == stored_offset(tmp_path, "orders", "s") == before
+        messenger.publish("orders", "t", "new")
+        assert seen.wait(7) == [0, 1, 2, 3, 4, 5, "new"]
 
 
 @pytest.mark.parametrize("max_age", [3600, datetime.timedelta(hours=1), 0.5])

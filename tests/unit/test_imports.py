@@ -86,6 +86,7 @@ ORDER = [
     "delivery",
     "monitor",
     "parallel",
+    "checkpoint",
     "subscriber",
     "publisher",
     "subscriptions",
