@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,18 +19,26 @@ import gevent
 _PATIENCE_S = 0.25
 
 
-def take_interrupts() -> None:
+@contextmanager
+def interrupted_where_it_waits() -> Iterator[None]:
     """Have the first Ctrl-C raise KeyboardInterrupt in the calling greenlet, where that waits.
 
-    If it does not wait soon, it is raised wherever the program is. The second one ends the process.
-    Where Ctrl-C is ignored, it stays so. For the main greenlet of a program, once, to its end.
+    If it does not wait soon, it is raised wherever the program is. The second one ends the process,
+    as the first one does after this. Where Ctrl-C is ignored, it stays so. For the main greenlet of
+    a program, once.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        _Interrupt()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    interrupt = _Interrupt()
+    try:
+        yield
+    finally:
+        interrupt.end()
 
 
 class _Interrupt:
-    """The signals and the pipe, for as long as the process lives."""
+    """The signals and the pipe."""
 
     def __init__(self) -> None:
         self._main: Any = gevent.getcurrent()
@@ -49,20 +59,29 @@ class _Interrupt:
     def _interrupted(self, _number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if frame is not None and frame.f_code is self._hub_code:
-            # The hub is between two callbacks, and raises it in the main greenlet. The next one
-            # may be what that waits for: the end of a pipe whose writer was interrupted as well.
-            self._raised = True
-            raise KeyboardInterrupt
-        signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
+            # The hub is between two callbacks, so the main greenlet waits. The next one may be
+            # what it waits for: the end of a pipe whose writer was interrupted as well.
+            self._throw()
+        else:
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
 
     def _woken(self) -> None:
         """The hub runs, so the main greenlet waits."""
         if signal.SIGINT in os.read(self._pipe, 4096) and not self._raised:
-            self._raised = True
             signal.setitimer(signal.ITIMER_REAL, 0)
-            self._main.throw(KeyboardInterrupt)
+            self._throw()
+
+    def _throw(self) -> None:
+        self._raised = True
+        self._main.throw(KeyboardInterrupt)
 
     def _too_long(self, _number: int, _frame: object) -> None:
         if not self._raised:
             self._raised = True
             raise KeyboardInterrupt
+
+    def end(self) -> None:
+        """What comes too late for the program must not end it while it exits."""
+        self._raised = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import shell_complete
 
 from keyop.cli.common import Settings, log_to_stderr, was_logged
-from keyop.cli.interrupt import take_interrupts
+from keyop.cli.interrupt import interrupted_where_it_waits
 from keyop.cli.output import complain, printable_lines
 from keyop.errors import ConfigError, KeyopError
 from keyop.fs import NO_ROOM
@@ -34,7 +34,11 @@ class Program(click.Command):
         """Run the command line and exit: 0 well, 1 failed, 2 called wrongly, 130 interrupted."""
         settings = Settings()
         log_to_stderr()
-        sys.exit(self._run(list(sys.argv[1:] if args is None else args), settings))
+        try:
+            status = self._run(list(sys.argv[1:] if args is None else args), settings)
+        except KeyboardInterrupt:  # while an error was being told of
+            status = EXIT_INTERRUPTED
+        sys.exit(status)
 
     def _run(self, args: list[str], settings: Settings) -> int:
         try:
@@ -127,5 +131,5 @@ def run_program(program: click.Command) -> None:
     os.close(fd)
     # JSON of peers may be 1,024 deep, and each level is a call or two of what writes it.
     sys.setrecursionlimit(max(10_000, sys.getrecursionlimit()))
-    take_interrupts()
-    program()
+    with interrupted_where_it_waits():
+        program()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.helpers import Process
+from cli.helpers import ROOT
 
 _PROGRAM = """
 import os, signal, sys, time
@@ -130,6 +130,17 @@ finally:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "tidy\n", "")
 
 
+def test_one_that_comes_too_late() -> None:
+    """A program that had nothing to wait for any more ends as it would have."""
+    ended = run("""
+import atexit
+atexit.register(time.sleep, 0.5)
+interrupt()
+print("done")
+""")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
 def test_the_second_one_kills() -> None:
     """Nobody waits for what hangs."""
     ended = run("""
@@ -149,11 +160,19 @@ def test_where_it_is_ignored() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "on\n", "")
 
 
-def test_while_the_command_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["keyop", "keyop-hub"])
+def test_while_the_program_is_loaded(tmp_path: Path, program: str) -> None:
     """Nothing is printed about modules that were being imported."""
     (tmp_path / "gevent.py").write_text("print('importing', flush=True)\ninput()\n")
-    with Process("version", env={**os.environ, "PYTHONPATH": str(tmp_path)}) as process:
-        assert process.line() == "importing"
-        process.send(signal.SIGINT)
-        result = process.end()
-    assert (result.status, result.out, result.err) == (-signal.SIGINT, "", "")
+    with subprocess.Popen(
+        [sys.executable, ROOT / "bin" / program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (-signal.SIGINT, b"", b"")

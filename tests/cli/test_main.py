@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -207,7 +208,7 @@ def test_the_entry_point(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It runs what the command line says, and opens nothing in place of a closed stream."""
-    monkeypatch.setattr(program, "take_interrupts", lambda: None)  # the tests' own go on
+    monkeypatch.setattr(program, "interrupted_where_it_waits", nullcontext)  # the tests' own go on
     monkeypatch.setattr(sys, "argv", ["keyop", "version"])
     opened = iter([1, 2, 7])
     closed: list[int] = []
