@@ -60,7 +60,7 @@ class Checkpoint:
         else:
             self._saved = offset
         if self._sync_each:
-            self._sync()
+            self._claim.sync()
 
     def save_if_due(self) -> float | None:
         """Save the position at its interval; return the seconds until that is due, if it is."""
@@ -92,7 +92,7 @@ class Checkpoint:
                     return
         self._saved = self.offset
         if self._sync_each:
-            self._sync()
+            self._claim.sync()
 
     def move(self, offset: int) -> None:
         """Go on from another offset, which is saved when this returns.
@@ -103,10 +103,8 @@ class Checkpoint:
         self._write(offset)
         self.offset = self._saved = offset
         self.moved = True
-        if self._sync_each:
-            self._sync()
 
-    def _sync(self) -> None:
-        job = self._claim.sync()
-        if job is not None:
-            job.wait()
+    def sync(self) -> None:
+        """Wait until what was saved is on the disk, where that is asked for."""
+        if self._sync_each:
+            self._claim.sync()

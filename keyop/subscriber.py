@@ -102,6 +102,8 @@ class Subscription:
             else None
         )
         self._forget = False
+        # The claim is held a moment before its position is known here.
+        self._active = False
         self._warned_of_lag = False
         self._woken = Wakeup()
         # What no wake-up tells of is looked for every now and then: behind a gap, or where
@@ -131,7 +133,7 @@ class Subscription:
     @property
     def active(self) -> bool:
         """Whether it holds the subscriber id; a standby does not yet, a stopped one no longer."""
-        return self._claim.held
+        return self._active
 
     @property
     def running(self) -> bool:
@@ -195,6 +197,7 @@ class Subscription:
         if offset is None:
             return False
         self._checkpoint.offset = offset
+        self._active = True
         return True
 
     def _wait_for_lease(self) -> bool:
@@ -219,7 +222,7 @@ class Subscription:
 
     def _run(self) -> None:
         try:
-            if not self._claim.held and not self._wait_for_lease():
+            if not self._active and not self._wait_for_lease():
                 return
             self._log.readers.events.add(self._woken)
             self._poller.add(self._look)
@@ -377,9 +380,10 @@ class Subscription:
         try:
             offset = resolve(self._fs, self._log.directory, wanted, self._options.max_line_bytes)
             self._checkpoint.move(offset)
+            self._wake()
+            self._checkpoint.sync()
         except OSError as error:
             raise OffsetError(f"{self.channel}: cannot seek: {error}") from error
-        self._wake()
 
     # -- stopping
 
@@ -442,6 +446,7 @@ class Subscription:
         if self._parallel is not None:
             self._parallel.kill()
         self._cursor.close()
+        self._active = False
         if self._claim.held:
             self._stopping.set()
             if not self._forget:

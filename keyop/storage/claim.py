@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 
 from keyop.errors import OffsetError
-from keyop.offload import Job
 from keyop.storage.locks import FileLock
 from keyop.storage.log import Log
 from keyop.storage.offsets import OffsetFile, lease_path, offset_path, write_offset
@@ -93,9 +92,9 @@ class Claim:
             self._file.close()
             self._lease.release()
 
-    def sync(self) -> Job | None:
-        """Start bringing the position to the disk; None if it is there."""
-        return self._file.sync(self._store.threads.files)
+    def sync(self) -> None:
+        """Wait until the position that was saved is on the disk, or its sync has failed."""
+        self._file.settle(self._store.threads.files)
 
     def release(self, forget: bool = False) -> None:
         """Give it back; nothing to do if it is not held.

@@ -30,6 +30,9 @@ class GroupCommit:
 
     def join(self, segment: ActiveSegment) -> Round:
         """Return the round whose sync will cover everything written so far, and have it done."""
+        if self._leader is None:
+            self._leader = gevent.spawn(self._lead)
+            self._leader.name = f"keyop-leader-{self._head.channel}"
         self._wanted.set()
         return segment.join_round()
 
@@ -42,9 +45,6 @@ class GroupCommit:
                 ``time.monotonic()`` seconds.
             MessengerClosedError: nobody will know.
         """
-        if self._leader is None:
-            self._leader = gevent.spawn(self._lead)
-            self._leader.name = f"keyop-leader-{self._head.channel}"
         timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not awaited.gate.wait(timeout_s):
             raise PublishTimeoutError(

@@ -5,7 +5,6 @@ Any number of processes may append to one channel; each append happens under the
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,7 +24,6 @@ from keyop.storage.readers import Readers
 from keyop.storage.segment import segment_path
 from keyop.wakeup import Wakeup
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _SEEK_END = os.SEEK_END

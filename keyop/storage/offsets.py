@@ -18,6 +18,7 @@ from keyop.fs import FileSystem
 from keyop.offload import Job, Offload
 from keyop.storage.segment import OFFSET_DIGITS
 from keyop.storage.syncing import sync_together
+from keyop.wakeup import Gate
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class OffsetFile:
         self.path = path
         self._fd = -1
         # From asking for a thread until the sync has returned; then what is to be closed.
-        self._syncing = False
+        self._syncing: Gate | None = None
         self._left_open = -1
         self.dirty = False
 
@@ -160,18 +161,27 @@ class OffsetFile:
                 self._unsynced.add(self)
 
     def sync(self, offload: Offload) -> Job | None:
-        """Start bringing the position to the disk; None if it is there.
+        """Start bringing the position to the disk; None if it is there, or on its way.
 
         If that fails, which position is on the disk is unknown; an older one is possible.
         """
         return sync_together((self,), offload)
 
+    def settle(self, offload: Offload) -> None:
+        """Wait until what was saved before this call is on the disk, or its sync has failed."""
+        if self._syncing is not None:  # it may have begun before the last save
+            self._syncing.wait()
+        if (job := self.sync(offload)) is not None:
+            job.wait()
+        elif self._syncing is not None:  # somebody else has begun it
+            self._syncing.wait()
+
     def hold_for_sync(self) -> Callable[[], None] | None:
         """Keep the descriptor for a sync; return what it has to do, None if that is nothing."""
-        if self._fd < 0 or not self.dirty or self._syncing:
+        if self._fd < 0 or not self.dirty or self._syncing is not None:
             return None
         self.dirty = False
-        self._syncing = True
+        self._syncing = Gate()
         return partial(self._fs.fdatasync, self._fd)
 
     def give_up_sync(self) -> None:
@@ -194,13 +204,15 @@ class OffsetFile:
         if fd < 0:
             return
         keep_in_children(self)
-        if self._syncing:
+        if self._syncing is not None:
             self._left_open = fd
         else:
             self._fs.close(fd)
 
     def _end_sync(self) -> None:
-        self._syncing = False
+        ended, self._syncing = self._syncing, None
+        if ended is not None:
+            ended.open()
         fd, self._left_open = self._left_open, -1
         if fd >= 0:
             self._fs.close(fd)

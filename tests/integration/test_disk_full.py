@@ -342,6 +342,20 @@ def test_timeout_of_a_batch_counts_what_is_there(tmp_path: Path, room: int) -> N
     assert_whole(tmp_path)
 
 
+def test_what_is_there_of_a_batch_reaches_the_disk(tmp_path: Path) -> None:
+    """Under ``always`` the records that fitted are synced, though their publisher has given up."""
+    fs = FaultyFs()
+    with running(tmp_path, seams={"fs": fs}, storage={"sync_policy": "always"}) as messenger:
+        messenger.start()
+        log = messenger._store.log("orders")
+        log.open()
+        fs.fill(300)
+        with pytest.raises(PublishTimeoutError) as caught:
+            messenger.publish_batch("orders", batch(12), timeout=0)
+        assert caught.value.written
+        wait_until(lambda: log.idle, what="the sync")
+
+
 def test_others_publish_between_the_parts_of_a_batch(tmp_path: Path) -> None:
     """While the rest of a batch waits, what others publish stands whole between its parts."""
     fs = FaultyFs()

@@ -387,6 +387,42 @@ def test_seek_that_cannot_be_stored(tmp_path: Path) -> None:
         assert seen.wait(7) == [0, 1, 2, 3, 4, 5, "new"]
 
 
+@pytest.mark.parametrize("done", ["before", "after"])
+def test_seek_while_taking_over(tmp_path: Path, done: str) -> None:
+    """A standby is not active before it knows its position; then ``seek`` moves it."""
+    hourly(tmp_path)
+    fs, first, second = FaultyFs(), Recorder(), Recorder()
+    with running(tmp_path, seams={"fs": fs}) as messenger:
+        one = messenger.subscribe("orders", "s", first, start="earliest")
+        drain(messenger)
+        two = messenger.subscribe("orders", "s", second, standby=True)
+        # The lease is taken, and then the position is read and its file opened.
+        with fs.hold("open" if done == "before" else "stat", "s.offset") as held:
+            one.stop()
+            held.wait_entered()
+            assert not two.active
+            with pytest.raises(SubscriberInUseError):
+                two.seek("earliest")
+        wait_until(lambda: two.active)
+        two.seek("earliest")
+        assert second.wait(6) == [0, 1, 2, 3, 4, 5]
+
+
+def test_seek_is_followed_at_once(tmp_path: Path) -> None:
+    """Under ``always`` it waits for the disk, but what it has moved does not wait for its end."""
+    hourly(tmp_path)
+    fs, seen = FaultyFs(), Recorder()
+    with running(tmp_path, seams={"fs": fs}, storage={"sync_policy": "always"}) as messenger:
+        subscription = messenger.subscribe("orders", "s", seen, start="earliest")
+        drain(messenger)
+        with fs.hold("fdatasync", "s.offset") as held:
+            with gevent.Timeout(0.05, False):
+                subscription.seek("earliest")
+            held.wait_entered()
+            assert seen.wait(7)[6:] == [0]
+            assert subscription.offset == stored_offset(tmp_path, "orders", "s")
+
+
 @pytest.mark.parametrize("max_age", [3600, datetime.timedelta(hours=1), 0.5])
 def test_max_age_leaves_old_messages_out(tmp_path: Path, max_age: object) -> None:
     """What is older than ``max_age`` at the head is not delivered when the subscriber starts."""

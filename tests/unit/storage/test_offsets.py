@@ -307,6 +307,24 @@ class TestSync:
         assert second.wait(10)
         assert faulty.calls["fdatasync"] == 2
 
+    def test_waiting_for_what_was_saved(
+        self, opened: OffsetFile, faulty: FaultyFs, offload: Offload
+    ) -> None:
+        """What was saved while a sync was under way is waited for until the next one ends."""
+        opened.save(18)
+        with faulty.hold("fdatasync") as held:
+            opened.sync(offload)
+            held.wait_entered()
+            opened.save(19)
+            waiting = [gevent.spawn(opened.settle, offload) for _ in range(2)]
+            gevent.sleep(0)
+            assert not any(each.dead for each in waiting)
+        gevent.joinall(waiting, timeout=10, raise_error=True)
+        assert not opened.dirty
+        assert faulty.calls["fdatasync"] == 2
+        opened.settle(offload)
+        assert faulty.calls["fdatasync"] == 2
+
     def test_a_failure_is_told(
         self,
         opened: OffsetFile,
