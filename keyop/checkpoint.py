@@ -59,8 +59,7 @@ class Checkpoint:
             self.save()
         else:
             self._saved = offset
-        if self._sync_each:
-            self._claim.sync()
+        self.sync()
 
     def save_if_due(self) -> float | None:
         """Save the position at its interval; return the seconds until that is due, if it is."""
@@ -72,7 +71,17 @@ class Checkpoint:
             return None
         return left_s
 
-    def save(self) -> None:
+    def save_meanwhile(self) -> None:
+        """Save the position if that is due, never waiting; who commits next tells of errors."""
+        due = time.monotonic() - self._saved_at >= self._flush_interval_s
+        if self._saved != self.offset and due and not self.moved:
+            try:
+                self._write(self.offset)
+            except OSError:
+                return
+            self._saved, self._saved_at = self.offset, time.monotonic()
+
+    def save(self, may_sync: bool = True) -> None:
         """Save the position, however long that takes: the next message waits for it."""
         if self._saved == self.offset:
             return
@@ -91,8 +100,8 @@ class Checkpoint:
                 if self._stopping.wait(_SAVE_RETRY_S):
                     return
         self._saved = self.offset
-        if self._sync_each:
-            self._claim.sync()
+        if may_sync:
+            self.sync()
 
     def move(self, offset: int) -> None:
         """Go on from another offset, which is saved when this returns.

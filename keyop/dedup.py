@@ -148,9 +148,19 @@ class Window:
                 continue
             timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not writing.wait(timeout_s):
-                raise PublishTimeoutError(f"{message_id!r} is being written by another greenlet")
+                raise PublishTimeoutError(
+                    f"{message_id!r} is being written by another greenlet",
+                    written=self._is_there(message_id),
+                )
         claims.callback(self.end_claims, [message_id], self.begin_claim(message_id))
         return True
+
+    def _is_there(self, message_id: str) -> bool:
+        try:
+            self.refresh()
+        except OSError:  # unknown; who tries again finds out
+            return False
+        return self.contains(message_id)
 
     def begin_claim(self, message_id: str, outcome: Event | None = None) -> Event:
         """Tell others that the id is being written; return what they wait for.

@@ -77,7 +77,7 @@ class Delivery:
     """Delivers the records of one subscription to its handler.
 
     Every method that returns a bool says whether the record is done with. ``False`` means that
-    ``stopping`` was set first, and the record stays where it is.
+    ``leaving`` was set first, to stop or to go elsewhere, and the record stays where it is.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Delivery:
         policy: RetryPolicy,
         dead_letters: DeadLetterWriter | None,
         max_record_bytes: int,
-        stopping: Event,
+        leaving: Event,
         latencies: MessengerLatencies,
     ) -> None:
         self.channel = channel
@@ -103,7 +103,7 @@ class Delivery:
         # None where the channel itself holds dead letters: they never make others.
         self._dead_letters = dead_letters
         self._max_record_bytes = max_record_bytes
-        self._stopping = stopping
+        self._leaving = leaving
         self._latencies = latencies
         # When the next message is measured.
         self._measure_at = 0.0
@@ -247,13 +247,16 @@ class Delivery:
                 wait_s = self._policy.delay_s(failures)
                 if failures > self._policy.max_retries:
                     wait_s = self._policy.max_s
-            if self._stopping.wait(wait_s):
+            if self._leaving.wait(wait_s):
                 return False
             attempt += 1
             # Read again: the handler may have changed the payload in place.
             fields = self._read(line)
             current_correlation_id.set(fields.get("correlation_id", ""))
-            fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
+            try:
+                fields["payload"] = self._registry.decode(fields["payload_type"], fields["payload"])
+            except (Exception, gevent.Timeout) as refusal:  # as in handle
+                return self.give_up(fields, line, max(0, failures - 1), refusal)
             try:
                 self._handler(make_message(fields, self.channel, offset, attempt))
             except (Exception, gevent.Timeout) as another:  # as in handle
@@ -286,7 +289,7 @@ class Delivery:
                 fields["id"],
                 describe_error(error),
             )
-            self._stopping.wait()
+            self._leaving.wait()
             return False
         return self._write_dead_letter(
             lambda: dead_letters.write_message(fields, line, retries, error)
@@ -352,7 +355,7 @@ class Delivery:
     def _write_dead_letter(self, write: Callable[[], None]) -> bool:
         """Write a dead letter, however long that takes: nothing may end nowhere."""
         attempt = 0
-        while not self._stopping.is_set():
+        while not self._leaving.is_set():
             try:
                 write()
             except (StorageError, PublishTimeoutError, MessengerClosedError) as error:
@@ -365,7 +368,7 @@ class Delivery:
                         error,
                     )
                 # Not the handler's backoff: it is the disk that has to recover.
-                self._stopping.wait(_DEAD_LETTER_RETRY_S)
+                self._leaving.wait(_DEAD_LETTER_RETRY_S)
             else:
                 self.counters.dead_letters += 1
                 return True

@@ -283,8 +283,9 @@ class Messenger:
 
         It ends within the timeout (10 s unless given), whatever handlers and the disk do; a
         handler that takes longer is killed and its message comes again after the next start.
-        Calling it twice is safe. From inside a handler, or from a signal that interrupted
-        keyop's own code, it returns at once and goes on in a greenlet of its own.
+        Calling it twice is safe; the second call waits no longer than its own timeout. From
+        inside a handler, or from a signal that interrupted keyop's own code, it returns at once
+        and goes on in a greenlet of its own.
         """
         if self._state in ("new", "forked", "closed"):
             self._state = "closed" if self._state == "new" else self._state
@@ -292,6 +293,7 @@ class Messenger:
         if _get_ident() != self._thread:
             self._check_usable()
         timeout_s = CLOSE_TIMEOUT_S if timeout is None else max(0.0, timeout)
+        first = self._closer is None
         if self._closer is None:
             self._ready = False
             self._state = "closing"
@@ -301,7 +303,7 @@ class Messenger:
             self._closer.name = "keyop-closer"
         hub = gevent.get_hub()
         if gevent.getcurrent() is not hub and not _called_from_inside():
-            self._closer.join()
+            self._closer.join(None if first else timeout_s)
 
     def _close(self, deadline: float) -> None:
         store = self._store
@@ -315,6 +317,7 @@ class Messenger:
                 self._reloader.stop()
             if self._federation is not None:
                 self._federation.stop(min(deadline - flush_s, _monotonic() + _GOODBYE_S))
+            late = []
             for subscription in self.subscriptions():
                 if not subscription.join(max(0.0, deadline - flush_s - _monotonic())):
                     logger.warning(
@@ -322,7 +325,8 @@ class Messenger:
                         subscription.channel,
                         subscription.subscriber_id,
                     )
-                    subscription.kill(timeout=flush_s / 4)
+                    late.append(gevent.spawn(subscription.kill, flush_s / 4))
+            gevent.joinall(late)
             self._dedup.close()
             store.close(deadline)
         finally:
@@ -519,6 +523,8 @@ class Messenger:
             if not callable(handler):
                 raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
             self._check_usable()
+            self._subscriptions.wait_for_stopping(channel, subscriber_id)
+            self._check_usable()  # it may have been closed meanwhile
             self._check_delivers()
             return self._subscriptions.add(channel, subscriber_id, handler, policy, options)
 

@@ -25,6 +25,7 @@ from keyop.storage.cursor import Lines
 logger = logging.getLogger(__name__)
 
 _KILL_WAIT_S = 0.5
+_BROKEN = "a handler's greenlet ended in the middle of a message"
 
 
 class _Entry:
@@ -71,28 +72,47 @@ class ParallelDelivery:
         """Hand lines to workers, waiting while the window is full."""
         offset = found.start
         for line in found.lines:
-            while len(self._window) >= self._concurrency and may_go_on():
-                self._changed.clear()
-                self._changed.wait()
-            if self._broken:
-                raise RuntimeError("a handler's greenlet was killed")
+            self._wait_for_room(self._concurrency, may_go_on)
             if not may_go_on():
                 return
             end = offset + len(line) + 1
-            self._dispatch(_Entry(line, offset, end))
+            entry = _Entry(line, offset, end)
+            key, keyed = self._key_of(entry)
+            # In a damaged line may be records of any key, so it goes alone.
+            alone = self._key is not None and not keyed
+            if alone:
+                self._wait_for_room(1, may_go_on)
+                if not may_go_on():
+                    return
+            self._dispatch(entry, key, keyed, may_go_on)
+            if alone:
+                self._wait_for_room(1, may_go_on)
             offset = end
             pace.step()
 
-    def _dispatch(self, entry: _Entry) -> None:
+    def _wait_for_room(self, size: int, may_go_on: Callable[[], bool]) -> None:
+        """Wait until less than so many records are in the window, or nothing more is to go in.
+
+        Raises:
+            RuntimeError: a worker has ended in the middle of a record.
+        """
+        while len(self._window) >= size and not self._broken and may_go_on():
+            self._changed.clear()
+            self._changed.wait()
+        if self._broken:
+            raise RuntimeError(_BROKEN)
+
+    def _dispatch(
+        self, entry: _Entry, key: object, keyed: bool, may_go_on: Callable[[], bool]
+    ) -> None:
         self._window.append(entry)
-        key, keyed = self._key_of(entry)
         if keyed and key in self._queues:
             self._queues[key].append(entry)
             return
         queue = deque([entry])
         if keyed:
             self._queues[key] = queue
-        worker = gevent.spawn(self._work, queue, key, keyed)
+        worker = gevent.spawn(self._work, queue, key, keyed, may_go_on)
         worker.name = f"keyop-worker-{self._delivery.channel}-{self._delivery.subscriber_id}"
         self.workers.add(worker)
         worker.rawlink(self.workers.discard)
@@ -112,10 +132,12 @@ class ParallelDelivery:
             return _NoKey, True
         return key, True
 
-    def _work(self, queue: deque[_Entry], key: object, keyed: bool) -> None:
+    def _work(
+        self, queue: deque[_Entry], key: object, keyed: bool, may_go_on: Callable[[], bool]
+    ) -> None:
         ended = False
         try:
-            while queue:
+            while queue and may_go_on():
                 entry = queue[0]
                 if not self._delivery.deliver(entry.line, entry.offset):
                     break
@@ -142,10 +164,17 @@ class ParallelDelivery:
         self._changed.set()
 
     def drain(self) -> None:
-        """Wait until no worker runs, then forget what was not done with."""
+        """Wait until no worker runs, then forget what was not done with.
+
+        Raises:
+            RuntimeError: a worker has ended in the middle of a record, which must come again.
+        """
         while self.workers:
             gevent.joinall(list(self.workers))
+        broken = self._broken
         self._clear()
+        if broken:
+            raise RuntimeError(_BROKEN)
 
     def kill(self) -> None:
         """End the workers where they are; their records stay uncommitted."""

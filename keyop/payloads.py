@@ -96,10 +96,11 @@ def _find_not_finite(value: Any, path: str) -> str | None:
     elif isinstance(value, (list, tuple)):
         children = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        children = [
-            (f"{path}.{field.name}", getattr(value, field.name, None))
-            for field in dataclasses.fields(value)
-        ]
+        # What is kept beside the fields, such as a cached property, is written as well.
+        names = dict.fromkeys(
+            [*(field.name for field in dataclasses.fields(value)), *getattr(value, "__dict__", ())]
+        )
+        children = [(f"{path}.{name}", getattr(value, name, None)) for name in names]
     else:
         try:
             children = [(path, _plain(value))]

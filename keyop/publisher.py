@@ -185,21 +185,32 @@ class Publisher:
         log.open(deadline)
         window = self._dedup.window(log.directory, log.ends_at)
         fresh: list[tuple[str, bytes]] = []
-        with ExitStack() as claims:
-            for message_id, line in records:
-                if window.claim(message_id, deadline, claims):
-                    fresh.append((message_id, line))
-            if fresh:
-                data = b"".join([line for _, line in fresh])
-                try:
-                    end = log.append(data, deadline)
-                except LogFailedError:
-                    window.doubt([message_id for message_id, _ in fresh])
-                    raise
-                window.wrote([message_id for message_id, _ in fresh], len(data), end)
-                log.published += len(fresh)
-        if len(fresh) < len(records):  # of the others it is known only that they are in the log
-            log.confirm(len(records) - len(fresh), deadline)
+        present = 0
+        try:
+            with ExitStack() as claims:
+                for message_id, line in records:
+                    if window.claim(message_id, deadline, claims):
+                        fresh.append((message_id, line))
+                    else:
+                        present += 1
+                if fresh:
+                    data = b"".join([line for _, line in fresh])
+                    try:
+                        end = log.append(data, deadline)
+                    except LogFailedError:
+                        window.doubt([message_id for message_id, _ in fresh])
+                        raise
+                    window.wrote([message_id for message_id, _ in fresh], len(data), end)
+                    log.published += len(fresh)
+        except (PublishTimeoutError, MessengerClosedError) as error:
+            error.written = int(error.written) + present
+            raise
+        if present:  # of these it is known only that they are in the log
+            try:
+                log.confirm(present, deadline)
+            except (PublishTimeoutError, MessengerClosedError) as error:
+                error.written = len(records)
+                raise
 
     def _give_way(self) -> None:
         """Let others run if publishing has kept them from it for a whole slice of time.

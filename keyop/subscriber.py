@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -67,7 +67,7 @@ class Subscription:
         store: Store,
         log: Log,
         delivery: Delivery,
-        stopping: Event,
+        leaving: Event,
         shared: SharedReads,
         poller: Poller,
         options: SubscriptionOptions,
@@ -80,17 +80,21 @@ class Subscription:
         self._fs = store.fs
         self._log = log
         self._delivery = delivery
-        self._stopping = stopping
+        self._stopping = Event()
+        # Ends waits of the delivery: set to stop, or to go on elsewhere.
+        self._leaving = leaving
         self._options = options
         self._on_end = on_end
         self._predecessor = predecessor
+        # Where to begin without a position.
+        self._start: Callable[[], int] = self._resolve_start
         self._claim = Claim(store, log, self.subscriber_id)
         self._checkpoint = Checkpoint(
             self._claim,
             self.subscriber_id,
             options.flush_interval_s,
             options.sync_each,
-            stopping,
+            self._stopping,
         )
         self._shared = shared
         self._cursor = Cursor(
@@ -102,6 +106,8 @@ class Subscription:
             else None
         )
         self._forget = False
+        # Why the position is still there, after an end that was to delete it.
+        self.not_deleted: OSError | None = None
         # The claim is held a moment before its position is known here.
         self._active = False
         self._warned_of_lag = False
@@ -133,7 +139,7 @@ class Subscription:
     @property
     def active(self) -> bool:
         """Whether it holds the subscriber id; a standby does not yet, a stopped one no longer."""
-        return self._active
+        return self._active and self._claim.held
 
     @property
     def running(self) -> bool:
@@ -179,7 +185,11 @@ class Subscription:
             StorageError: the channel cannot be opened.
         """
         self._log.open()
-        if self._predecessor is None and not self._take() and not self._options.standby:
+        if self._predecessor is not None:
+            # Where it was deleted, what is published from now on is not missed.
+            start = self._resolve_start()
+            self._start = lambda: start
+        elif not self._take() and not self._options.standby:
             raise SubscriberInUseError(
                 f"{self.subscriber_id!r} already subscribes to {self.channel!r}, here or in "
                 "another process; stop it, choose another id, or wait (standby=True, --standby)"
@@ -187,13 +197,13 @@ class Subscription:
         self._greenlet = gevent.spawn(self._run)
         self._greenlet.name = f"keyop-subscriber-{self.channel}-{self.subscriber_id}"
 
+    def _resolve_start(self) -> int:
+        options = self._options
+        return resolve(self._fs, self._log.directory, options.start, options.max_line_bytes)
+
     def _take(self, must_exist: bool = False) -> bool:
         """Take the id and its position; return whether the id was free."""
-        options = self._options
-        offset = self._claim.take(
-            lambda: resolve(self._fs, self._log.directory, options.start, options.max_line_bytes),
-            must_exist,
-        )
+        offset = self._claim.take(self._start, must_exist)
         if offset is None:
             return False
         self._checkpoint.offset = offset
@@ -203,10 +213,12 @@ class Subscription:
     def _wait_for_lease(self) -> bool:
         """As a standby: wait until the holder has gone; return False if told to stop instead."""
         if self._predecessor is not None:
-            self._predecessor.join()
+            either: list[Any] = [self._predecessor._greenlet, self._stopping]
+            gevent.wait(either, count=1)
         while not self._stopping.is_set():
             try:
-                if self._take(must_exist=True):
+                # Whoever replaces one that was unsubscribed does not miss its position.
+                if self._take(must_exist=self._predecessor is None):
                     return True
             except OffsetError as error:
                 logger.warning(
@@ -248,7 +260,11 @@ class Subscription:
             self._release()
 
     def _look(self) -> None:
-        """Every second: read, unless what is cheap to see shows that nothing is new."""
+        """Every second: read, unless what is cheap to see shows that nothing is new.
+
+        And save what has been done while a handler takes long.
+        """
+        self._checkpoint.save_meanwhile()
         self._looks += 1
         if self._looks % _LOOK_ANYWAY == 0 or self._cursor.behind or self._log.has_foreign_news():
             self._look_around = True
@@ -257,6 +273,8 @@ class Subscription:
     def _deliver_from(self, position: int) -> None:
         """Deliver until told to stop or to go elsewhere."""
         self._checkpoint.moved = False
+        if not self._stopping.is_set():
+            self._leaving.clear()
         opened = self._checkpoint.offset = self._cursor.open(position)
         if opened > position:
             self.counters.dropped_bytes += opened - position
@@ -372,18 +390,24 @@ class Subscription:
         """
         self._check_thread()
         wanted = check_position(position)
+        self._check_active()
+        try:
+            offset = resolve(self._fs, self._log.directory, wanted, self._options.max_line_bytes)
+            self._check_active()  # it may have stopped meanwhile
+            self._options = self._options._replace(not_before=None)
+            self._checkpoint.move(offset)
+            self._leaving.set()
+            self._wake()
+            self._checkpoint.sync()
+        except OSError as error:
+            raise OffsetError(f"{self.channel}: cannot seek: {error}") from error
+
+    def _check_active(self) -> None:
         if not self.active:
             raise SubscriberInUseError(
                 f"{self.subscriber_id!r} of {self.channel!r} is not this subscription's to move: "
                 "it waits for another holder, or has stopped"
             )
-        try:
-            offset = resolve(self._fs, self._log.directory, wanted, self._options.max_line_bytes)
-            self._checkpoint.move(offset)
-            self._wake()
-            self._checkpoint.sync()
-        except OSError as error:
-            raise OffsetError(f"{self.channel}: cannot seek: {error}") from error
 
     # -- stopping
 
@@ -412,8 +436,12 @@ class Subscription:
         """
         if forget:
             self._forget = self._checkpoint.moved = True
-        self._stopping.set()
+        self._end_waits()
         self._wake()
+
+    def _end_waits(self) -> None:
+        self._stopping.set()
+        self._leaving.set()
 
     def _wake(self) -> None:
         self._woken.set()
@@ -434,10 +462,14 @@ class Subscription:
             self._greenlet.kill(timeout=timeout)
             if not self._greenlet.dead:
                 # A handler that survives its death: whatever it does, this is over.
-                self._release()
+                self._release(in_time=False)
 
-    def _release(self) -> None:
-        """Give back everything that the subscription holds."""
+    def _release(self, in_time: bool = True) -> None:
+        """Give back everything that the subscription holds.
+
+        Args:
+            in_time: whether there is time to wait for a disk that may hang.
+        """
         self._poller.discard(self._look)
         self._shared.leave(self._log.directory, self)
         self._log.readers.events.discard(self._woken)
@@ -448,14 +480,14 @@ class Subscription:
         self._cursor.close()
         self._active = False
         if self._claim.held:
-            self._stopping.set()
+            self._end_waits()
             if not self._forget:
-                self._checkpoint.save()
-            self._claim.release(self._forget)
+                self._checkpoint.save(in_time)
+            self.not_deleted = self._claim.release(self._forget)
         self._on_end(self)
 
     def drop_in_child(self) -> None:
         """In a forked child: end before the next message."""
-        self._stopping.set()
+        self._end_waits()
         if self._greenlet is not None:
             self._greenlet.kill(block=False)

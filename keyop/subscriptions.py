@@ -131,6 +131,12 @@ class Subscriptions:
         """Return those that have not ended."""
         return [each for group in self._by_name.values() for each in group]
 
+    def wait_for_stopping(self, channel: str, subscriber_id: str) -> None:
+        """Wait until those of this id have ended that were told to, but for the caller's own."""
+        for each in list(self._by_name.get((channel, subscriber_id), [])):
+            if each.stopping and not each.owns_current_greenlet():
+                each.join()
+
     def add(
         self,
         channel: str,
@@ -144,14 +150,11 @@ class Subscriptions:
         Raises:
             SubscriberInUseError, OffsetError, StorageError: as ``Subscription.start``.
         """
-        group = self._by_name.setdefault((channel, subscriber_id), [])
         predecessor = None
-        for each in list(group):
+        for each in self._by_name.get((channel, subscriber_id), []):
             if each.stopping and each.owns_current_greenlet():
                 predecessor = each  # its handler, which called us, has to return first
-            elif each.stopping:
-                each.join()
-        stopping = Event()
+        leaving = Event()
         subscription = Subscription(
             self._store,
             self._store.log(channel),
@@ -163,10 +166,10 @@ class Subscriptions:
                 policy,
                 dead_letter_writer(self._store, channel, subscriber_id, self._writer, self._clock),
                 options.max_line_bytes,
-                stopping,
+                leaving,
                 self._latencies,
             ),
-            stopping,
+            leaving,
             self._shared,
             self._poller,
             options,
@@ -197,16 +200,18 @@ class Subscriptions:
             SubscriberInUseError: another process holds the id; nothing was changed.
             StorageError: the position cannot be deleted.
         """
-        held = False
-        for each in list(self._by_name.get((channel, subscriber_id), [])):
-            held = held or each.active
+        group = list(self._by_name.get((channel, subscriber_id), []))
+        if not any(each.active for each in group):  # before anything is stopped
+            self._forget_position(channel, subscriber_id)
+        for each in group:
             if not each.active:
                 logger.warning("%s: the standby of %s stops: unsubscribed", channel, subscriber_id)
             each.request_stop(forget=True)
             if not each.owns_current_greenlet():
                 each.stop()
-        if not held:
-            self._forget_position(channel, subscriber_id)
+        for each in group:
+            if each.not_deleted is not None:
+                raise _not_deleted(channel, subscriber_id, each.not_deleted)
 
     def _forget_position(self, channel: str, subscriber_id: str) -> None:
         fs = self._store.fs
@@ -223,6 +228,10 @@ class Subscriptions:
                     f"{subscriber_id!r} of {channel!r} runs in another process; stop it there first"
                 )
         except OSError as error:
-            raise StorageError(
-                f"the position of {subscriber_id!r} in {channel!r} cannot be deleted: {error}"
-            ) from error
+            raise _not_deleted(channel, subscriber_id, error) from error
+
+
+def _not_deleted(channel: str, subscriber_id: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"the position of {subscriber_id!r} in {channel!r} cannot be deleted: {error}"
+    )

@@ -123,7 +123,11 @@ class CarefulAppend:
             try:
                 if self._lock.fd < 0:
                     self._make_room()
-                    self._head.make_directory()
+                    if not self._head.make_directory(_left_s(deadline)):
+                        raise PublishTimeoutError(
+                            f"{self._channel}: its directory was not made within the timeout",
+                            written,
+                        )
                     if self._closing.writes.is_set():  # close() has overtaken, and closed it
                         raise MessengerClosedError(
                             f"{self._channel}: the messenger was closed", written
@@ -132,6 +136,8 @@ class CarefulAppend:
                         continue
                 self._lock.acquire(deadline)
                 break
+            except PublishTimeoutError:  # which is an OSError too
+                raise
             except LockTimeoutError:
                 raise PublishTimeoutError(
                     f"{self._channel}: another process held the channel's lock until the timeout",
@@ -239,8 +245,7 @@ class CarefulAppend:
         Raises:
             StorageError: it failed for another reason than a full disk.
         """
-        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not job.wait(timeout_s):
+        if not job.wait(_left_s(deadline)):
             raise PublishTimeoutError(
                 f"{self._channel}: the segment could not be made ready within the timeout",
                 written,
@@ -251,3 +256,7 @@ class CarefulAppend:
             self._wait_after(job.error, deadline, written)
         elif job.error is not None:
             raise job.error
+
+
+def _left_s(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -96,23 +96,29 @@ class Claim:
         """Wait until the position that was saved is on the disk, or its sync has failed."""
         self._file.settle(self._store.threads.files)
 
-    def release(self, forget: bool = False) -> None:
+    def release(self, forget: bool = False) -> OSError | None:
         """Give it back; nothing to do if it is not held.
 
         Args:
             forget: delete the position.
+
+        Returns:
+            Why the position could not be deleted.
         """
         if not self._lease.held:
-            return
+            return None
+        failure = None
         if forget:
             try:
                 self._store.fs.unlink(self._file.path)
             except OSError as error:
+                failure = error
                 logger.error("%s cannot be deleted: %s", self._file.path, error)
         self._store.positions.discard(self._file)
         self._store.unsynced_positions.discard(self._file)
         self._file.close()
         self._lease.release()
+        return failure
 
 
 def remove_position(store: Store, channel: str, position_id: str) -> bool:

@@ -58,16 +58,21 @@ class Head:
         # Where the segment begins whose directory entry this process has synced.
         self._durable_start = -1
 
-    def make_directory(self) -> None:
-        """Create the channel's directory where it is missing.
+    def make_directory(self, timeout_s: float | None) -> bool:
+        """Create the channel's directory where it is missing; return whether it was in time.
 
         Raises:
             OSError: it cannot be created.
         """
         if not self._directory_made:
             data_dir = os.path.dirname(os.path.dirname(self.directory))
-            self._files.run(self._fs.make_dirs, self.directory, self._durable, data_dir)
+            job = self._files.submit(self._fs.make_dirs, self.directory, self._durable, data_dir)
+            if not job.wait(timeout_s):
+                return False
+            if job.error is not None:
+                raise job.error
             self._directory_made = True
+        return True
 
     def open_lock(self) -> bool:
         """Open the lock file; return False if the directory has gone and must be made again.
