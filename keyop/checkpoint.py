@@ -59,7 +59,8 @@ class Checkpoint:
             self.save()
         else:
             self._saved = offset
-        self.sync()
+        if self._sync_each:
+            self.sync()
 
     def save_if_due(self) -> float | None:
         """Save the position at its interval; return the seconds until that is due, if it is."""

@@ -18,6 +18,7 @@ from keyop.errors import (
     CorruptRecordError,
     KeyopError,
     OffsetError,
+    StorageError,
     SubscriberInUseError,
     WrongThreadError,
 )
@@ -187,7 +188,10 @@ class Subscription:
         self._log.open()
         if self._predecessor is not None:
             # Where it was deleted, what is published from now on is not missed.
-            start = self._resolve_start()
+            try:
+                start = self._resolve_start()
+            except OSError as error:
+                raise StorageError(f"{self.channel} cannot be read: {error}") from error
             self._start = lambda: start
         elif not self._take() and not self._options.standby:
             raise SubscriberInUseError(
