@@ -170,7 +170,10 @@ class TestPublish:
         assert ended.status == 1
         error, published = ended.err.splitlines()
         assert error.startswith(f"keyop: error: {own.listen}: closed (1006")
-        assert published == "keyop: published 100 messages to orders"
+        # Confirmations may have been on their way as well.
+        counted = re.fullmatch(r"keyop: published (\d+) messages? to orders", published)
+        assert counted is not None, published
+        assert int(counted[1]) <= len(lines_of(own.data_dir, "orders"))
 
     def test_nobody_there(self, shared: Remote) -> None:
         """It is not tried for ever."""
