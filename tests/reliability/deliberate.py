@@ -149,11 +149,11 @@ def acknowledged_before_written(
         try:
             bug.original(log, data)
         finally:
-            if log._closing.writes.is_set():  # meanwhile: nobody else would close it again
+            if log._head._closing.writes.is_set():  # meanwhile: nobody else would close it again
                 log.close()
 
     bug.strikes()
-    _later(log._closing, write)
+    _later(log._head._closing, write)
     return log.end + len(data)
 
 
