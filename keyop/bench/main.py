@@ -27,7 +27,7 @@ from keyop.version import __version__
 @click.option(
     "--dir",
     "directory",
-    type=click.Path(exists=True, file_okay=False, writable=True),
+    type=click.Path(exists=True, file_okay=False, writable=True, resolve_path=True),
     default=".",
     show_default=True,
     help="Where to write.",
@@ -38,7 +38,7 @@ from keyop.version import __version__
 @click.option("--contenders", metavar="NAME,…", help="With --peers: some only, by name.")
 @click.option(
     "--plot",
-    type=click.Path(exists=True, file_okay=False, writable=True),
+    type=click.Path(exists=True, file_okay=False, writable=True, resolve_path=True),
     help="With --peers or --scaling: where to draw each picture, as NAME.svg or by-NAME.svg.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")

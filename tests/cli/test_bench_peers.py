@@ -25,7 +25,8 @@ def bench(
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "bin" / "keyop-bench"), "--peers", "--quick"]
     return subprocess.run(
-        [*command, "--rounds", "1", "--dir", str(directory), *options],
+        [*command, "--rounds", "1", "--dir", directory.name, *options],
+        cwd=directory.parent,  # servers have other working directories than the command
         capture_output=True,
         text=True,
         timeout=55,
