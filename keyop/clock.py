@@ -19,3 +19,8 @@ class Clock:
 
 
 SYSTEM_CLOCK = Clock()
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Return how long it is until a deadline in ``time.monotonic()`` seconds; None without one."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 
+from keyop.clock import seconds_left
 from keyop.errors import LogFailedError, MessengerClosedError, PublishTimeoutError
 from keyop.fs import NO_ROOM
 from keyop.offload import Job
@@ -123,7 +123,7 @@ class CarefulAppend:
             try:
                 if self._lock.fd < 0:
                     self._make_room()
-                    if not self._head.make_directory(_left_s(deadline)):
+                    if not self._head.make_directory(seconds_left(deadline)):
                         raise PublishTimeoutError(
                             f"{self._channel}: its directory was not made within the timeout",
                             written,
@@ -245,7 +245,7 @@ class CarefulAppend:
         Raises:
             StorageError: it failed for another reason than a full disk.
         """
-        if not job.wait(_left_s(deadline)):
+        if not job.wait(seconds_left(deadline)):
             raise PublishTimeoutError(
                 f"{self._channel}: the segment could not be made ready within the timeout",
                 written,
@@ -256,7 +256,3 @@ class CarefulAppend:
             self._wait_after(job.error, deadline, written)
         elif job.error is not None:
             raise job.error
-
-
-def _left_s(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

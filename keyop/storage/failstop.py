@@ -7,10 +7,10 @@ drop what it could not write, and the next fsync then succeeds.
 from __future__ import annotations
 
 import logging
-import time
 
 import gevent
 
+from keyop.clock import seconds_left
 from keyop.errors import LogFailedError, PublishTimeoutError
 from keyop.storage.active import Round
 from keyop.storage.head import Head
@@ -95,7 +95,7 @@ class FailStop:
         if self.failure is None:
             return
         if self._sealer is not None:
-            self._sealer.join(_left_s(deadline))
+            self._sealer.join(seconds_left(deadline))
         head = self._head
         if head.segment is None or head.segment.start == self._failed_start:
             try:
@@ -103,7 +103,7 @@ class FailStop:
             except LockTimeoutError:
                 raise PublishTimeoutError(f"{head.channel}: locked until the timeout") from None
             job = head.start_after_failure(self._failed_start)
-            if not job.wait(_left_s(deadline)):
+            if not job.wait(seconds_left(deadline)):
                 raise PublishTimeoutError(f"{head.channel}: not reopened within the timeout")
             if isinstance(job.error, OSError):
                 raise head.refused(job.error, "reopened") from job.error
@@ -116,7 +116,3 @@ class FailStop:
         sealer, self._sealer = self._sealer, None
         if sealer is not None:
             sealer.kill(block=False)
-
-
-def _left_s(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

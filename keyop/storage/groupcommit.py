@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import gevent
 
+from keyop.clock import seconds_left
 from keyop.errors import LogFailedError, MessengerClosedError, PublishTimeoutError
 from keyop.offload import Offload
 from keyop.storage.active import ActiveSegment, Round
@@ -45,8 +44,7 @@ class GroupCommit:
                 ``time.monotonic()`` seconds.
             MessengerClosedError: nobody will know.
         """
-        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not awaited.gate.wait(timeout_s):
+        if not awaited.gate.wait(seconds_left(deadline)):
             raise PublishTimeoutError(
                 f"{self._head.channel}: written, but not confirmed by the disk within the timeout",
                 data.count(b"\n"),
