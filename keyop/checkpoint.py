@@ -83,7 +83,11 @@ class Checkpoint:
             self._saved, self._saved_at = self.offset, time.monotonic()
 
     def save(self, may_sync: bool = True) -> None:
-        """Save the position, however long that takes: the next message waits for it."""
+        """Save the position, however long that takes: the next message waits for it.
+
+        Args:
+            may_sync: whether there is time for the disk, where it is to be waited for.
+        """
         if self._saved == self.offset:
             return
         self._saved_at = time.monotonic()

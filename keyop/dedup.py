@@ -16,6 +16,7 @@ from typing import Any
 from gevent.event import Event
 from gevent.lock import Semaphore
 
+from keyop.clock import seconds_left
 from keyop.decode import record_id
 from keyop.errors import PublishTimeoutError, StorageError
 from keyop.fs import FileSystem
@@ -146,8 +147,7 @@ class Window:
                 if message_id not in self.pending:  # nobody came while the log was read
                     break
                 continue
-            timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not writing.wait(timeout_s):
+            if not writing.wait(seconds_left(deadline)):
                 raise PublishTimeoutError(
                     f"{message_id!r} is being written by another greenlet",
                     written=self._is_there(message_id),

@@ -14,6 +14,7 @@ import gevent
 from gevent.event import Event
 
 from keyop.backoff import backoff_delay
+from keyop.clock import seconds_left
 from keyop.config import TLSConfig
 from keyop.config_rules import dial_address
 from keyop.context import current_correlation_id, current_service_name
@@ -31,7 +32,7 @@ from keyop.errors import (
 )
 from keyop.federation.link import Link
 from keyop.federation.live import LiveHandler, LiveReceiver, LiveSubscription
-from keyop.federation.outgoing import Outgoing, seconds_left
+from keyop.federation.outgoing import Outgoing
 from keyop.names import check_channel, check_publish_channel, instance_name_fault
 from keyop.payloads import PayloadRegistry, encode_payload
 from keyop.transport.contexts import SERVER_AUTH, Credentials

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from time import monotonic
 from typing import Any
 
 from gevent.event import AsyncResult, Event
 
+from keyop.clock import seconds_left
 from keyop.errand import Errand
 from keyop.errors import KeyopError, PublishTimeoutError
 from keyop.transport.websocket import Connection
@@ -149,8 +149,3 @@ class Outgoing:
         while self._queue:
             self._queue.popleft().outcome.set_exception(error)
         self._room.set()
-
-
-def seconds_left(deadline: float | None) -> float | None:
-    """Return the seconds until a deadline; None if there is none."""
-    return None if deadline is None else max(0.0, deadline - monotonic())

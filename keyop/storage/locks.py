@@ -10,11 +10,11 @@ import errno
 import fcntl
 import mmap
 import os
-import time
 from collections import deque
 
 from gevent.event import Event
 
+from keyop.clock import seconds_left
 from keyop.forks import drop_in_children, keep_in_children
 from keyop.fs import FILE_MODE, FileSystem
 from keyop.offload import Job, Offload
@@ -152,9 +152,8 @@ class ChannelLock:
     def _wait_in_queue(self, deadline: float | None) -> None:
         turn = Event()
         self._queue.append(turn)
-        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            if not turn.wait(timeout_s):
+            if not turn.wait(seconds_left(deadline)):
                 raise LockTimeoutError
         except BaseException:
             # Killed or too late: a turn that came all the same is the next one's now.
@@ -175,8 +174,7 @@ class ChannelLock:
                     pass
             # The kernel queues those who block, so a tight loop elsewhere cannot starve this one.
             job = self._offload.submit(self._flock, self.fd, fcntl.LOCK_EX)
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not job.wait(remaining):
+            if not job.wait(seconds_left(deadline)):
                 raise LockTimeoutError
             if job.error is not None:
                 raise job.error

@@ -21,7 +21,6 @@ from keyop.storage.groupcommit import GroupCommit
 from keyop.storage.head import Head
 from keyop.storage.locks import HINT_BYTES, LOCK_RELEASE, LOCK_TRY
 from keyop.storage.readers import Readers
-from keyop.storage.segment import segment_path
 from keyop.wakeup import Wakeup
 
 T = TypeVar("T")
@@ -330,7 +329,3 @@ class Log:
             segment is None
             or not ((segment.dirty and self._durable) or segment.syncing or segment.awaited)
         )
-
-    def path(self) -> str:
-        """Return the path of the active segment."""
-        return segment_path(self.directory, self._head.segment.start if self._head.segment else 0)
